@@ -1,0 +1,1 @@
+//! Reads safetensors and PyTorch checkpoints, memory-mapped, and nothing else.

@@ -1,0 +1,1 @@
+//! Checkpoint to engine file: the command turbo-compile.

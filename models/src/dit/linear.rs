@@ -1,0 +1,156 @@
+//! The one place that decides how a linear is computed.
+
+use turbo_graph::{DType, Graph, Value};
+use turbo_ops::Attrs;
+
+use super::recipe::{Linear, Recipe};
+use crate::Params;
+
+/// Rows on their way into a linear.
+#[derive(Clone, Copy)]
+pub(super) enum Input {
+    /// `[m, k]` in the activation type.
+    Plain(Value),
+    /// INT8 `[m, k]` and f32 scales per 128 x 128 block.
+    Quantized(Value, Value),
+}
+
+/// Builds linears of one precision.
+#[derive(Clone, Copy)]
+pub(super) struct Linears<'a> {
+    kind: Linear,
+    params: Params<'a>,
+}
+
+impl<'a> Linears<'a> {
+    /// Linears inside the blocks, as the recipe says.
+    pub(super) fn new(recipe: &Recipe, params: Params<'a>) -> Self {
+        Linears { kind: recipe.linear, params }
+    }
+
+    /// Linears outside the blocks, never quantised.
+    pub(super) fn plain(params: Params<'a>) -> Self {
+        Linears { kind: Linear::Bf16, params }
+    }
+
+    fn dtype(&self) -> &'static str {
+        self.params.compute.name()
+    }
+
+    fn bias(&self, g: &mut Graph, path: &str, n: usize, dtype: DType) -> Value {
+        self.params.typed(g, &format!("{path}.bias"), &[n], dtype)
+    }
+
+    /// INT8 weight `[n, k]`, its scales, and the bias.
+    fn quantized(&self, g: &mut Graph, path: &str, n: usize, k: usize) -> [Value; 3] {
+        [
+            self.params.stored(g, &format!("{path}.int8_weight"), &[n, k]),
+            self.params.stored(g, &format!("{path}.scale"), &[n.div_ceil(128), k.div_ceil(128)]),
+            self.bias(g, path, n, DType::F32),
+        ]
+    }
+
+    /// Prepares rows `[m, k]` once for every linear that reads them.
+    pub(super) fn input(&self, g: &mut Graph, x: Value) -> Input {
+        match self.kind {
+            Linear::Bf16 => Input::Plain(x),
+            Linear::W8a8 => {
+                let out = turbo_ops::emit(g, "TurboQuantize", Attrs::new(), &[x]);
+                Input::Quantized(out[0], out[1])
+            }
+        }
+    }
+
+    /// `norm(x) * scale + shift` over `x [b, l, c]` as input rows of the linears that follow.
+    pub(super) fn norm_input(&self, g: &mut Graph, x: Value, scale: Value, shift: Value, eps: f32) -> Input {
+        match self.kind {
+            Linear::Bf16 => {
+                let (rows, c) = (g.dim(x, 0) * g.dim(x, 1), g.dim(x, 2));
+                let y = super::attention::norm(g, "layer", x, scale, shift, eps);
+                Input::Plain(g.reshape(y, &[rows, c]))
+            }
+            Linear::W8a8 => {
+                let attrs = Attrs::new().choice("kind", "layer").float("eps", eps);
+                let out = turbo_ops::emit(g, "TurboNormQuantize", attrs, &[x, scale, shift]);
+                Input::Quantized(out[0], out[1])
+            }
+        }
+    }
+
+    /// The linear whose checkpoint path is `path`, whatever the scope.
+    pub(super) fn named(&self, g: &mut Graph, path: &str, x: Value, n: usize) -> Value {
+        let input = self.input(g, x);
+        self.at(g, path, &input, n)
+    }
+
+    /// The linear `leaf` of the current scope: `[m, k]` to `[m, n]`.
+    pub(super) fn apply(&self, g: &mut Graph, leaf: &str, x: &Input, n: usize) -> Value {
+        let path = g.path(leaf);
+        self.at(g, &path, x, n)
+    }
+
+    fn at(&self, g: &mut Graph, path: &str, x: &Input, n: usize) -> Value {
+        match *x {
+            Input::Plain(x) => {
+                let k = g.dim(x, 1);
+                let w = self.params.get(g, &format!("{path}.weight"), &[n, k]);
+                let bias = self.bias(g, path, n, self.params.compute);
+                g.gemm(x, w, Some(bias))
+            }
+            Input::Quantized(q, s) => {
+                let [w, ws, bias] = self.quantized(g, path, n, g.dim(q, 1));
+                let attrs = Attrs::new().choice("activation", "none").choice("dtype", self.dtype());
+                turbo_ops::emit(g, "TurboW8A8Linear", attrs, &[q, s, w, ws, bias])[0]
+            }
+        }
+    }
+
+    /// `gelu(linear(x))` as input rows of the next linear.
+    pub(super) fn gelu_input(&self, g: &mut Graph, leaf: &str, x: &Input, n: usize) -> Input {
+        match *x {
+            Input::Plain(_) => {
+                let y = self.apply(g, leaf, x, n);
+                Input::Plain(g.gelu_tanh(y))
+            }
+            Input::Quantized(q, s) => {
+                let path = g.path(leaf);
+                let [w, ws, bias] = self.quantized(g, &path, n, g.dim(q, 1));
+                let attrs = Attrs::new().choice("activation", "gelu_tanh");
+                let out = turbo_ops::emit(g, "TurboW8A8LinearQuantize", attrs, &[q, s, w, ws, bias]);
+                Input::Quantized(out[0], out[1])
+            }
+        }
+    }
+
+    /// `residual + gate * linear(x)`; `gate` f32 `[1 or b, n]`, or none for a plain sum. Rows `[m, n]`.
+    pub(super) fn residual(
+        &self,
+        g: &mut Graph,
+        leaf: &str,
+        x: &Input,
+        residual: Value,
+        gate: Option<Value>,
+    ) -> Value {
+        let (m, n) = (g.dim(residual, 0), g.dim(residual, 1));
+        match *x {
+            Input::Plain(_) => {
+                let y = self.apply(g, leaf, x, n);
+                let Some(gate) = gate else { return g.add(residual, y) };
+                let groups = g.dim(gate, 0);
+                let gate = g.cast(gate, self.params.compute);
+                let gate = g.reshape(gate, &[groups, 1, n]);
+                let y = g.reshape(y, &[groups, m / groups.max(1), n]);
+                let y = g.mul(y, gate);
+                let y = g.reshape(y, &[m, n]);
+                g.add(residual, y)
+            }
+            Input::Quantized(q, s) => {
+                let gate = gate.unwrap_or_else(|| g.constant_f32(&[1, n], &vec![1.0; n]));
+                let path = g.path(leaf);
+                let [w, ws, bias] = self.quantized(g, &path, n, g.dim(q, 1));
+                let inputs = [q, s, w, ws, bias, residual, gate];
+                turbo_ops::emit(g, "TurboW8A8LinearResidual", Attrs::new(), &inputs)[0]
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The Wan diffusion transformer: 2.1 text-to-video and 2.2 image-to-video.
+//!
+//! Upstream: TurboDiffusion `rcm/networks/wan2pt1.py` and `wan2pt2.py`. Two graphs come from one network: the
+//! text side ([`context`]), which depends on the prompt alone and runs once, and the denoiser ([`denoiser`]),
+//! which runs once per step.
+
+mod attention;
+mod block;
+mod config;
+mod linear;
+pub mod names;
+mod recipe;
+mod rope;
+
+use turbo_graph::{DType, Graph, GraphError, Value};
+
+pub use config::{Config, ConfigError};
+pub use recipe::{Attention, Linear, PvType, Recipe, Tiling, keep_blocks};
+
+use crate::Params;
+use linear::Linears;
+
+/// Patch extents along time, height and width.
+pub const PATCH: [usize; 3] = [1, 2, 2];
+/// The position table ends here: largest patch grid along height and width.
+pub const MAX_GRID: usize = 128;
+
+/// Latent extents of one video.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentSize {
+    /// Latent frames.
+    pub frames: usize,
+    /// Latent rows.
+    pub height: usize,
+    /// Latent columns.
+    pub width: usize,
+}
+
+impl LatentSize {
+    /// Patch grid `[T, H, W]`.
+    pub fn grid(&self) -> [usize; 3] {
+        [self.frames / PATCH[0], self.height / PATCH[1], self.width / PATCH[2]]
+    }
+
+    /// Number of tokens, `L`.
+    pub fn tokens(&self) -> usize {
+        self.grid().iter().product()
+    }
+}
+
+/// The text side: `text_emb [b, text_len, text_dim]` to the cross-attention keys and values of every block,
+/// `blocks.N.cross_attn.k` and `.v`, each `[b, text_len, dim]`.
+///
+/// Padded rows are zero on input but not afterwards (the biases see to that) and are attended to, as upstream.
+///
+/// # Errors
+/// Weights that are missing or have another shape, named.
+pub fn context(
+    config: &Config,
+    recipe: &Recipe,
+    params: Params<'_>,
+    batch: usize,
+) -> Result<Graph, GraphError> {
+    let mut g = Graph::new("dit_context");
+    let text = g.input("text_emb", DType::F32, &[batch, config.text_len, config.text_dim]);
+    let rows = batch * config.text_len;
+    let text = g.cast(text, params.compute);
+    let text = g.reshape(text, &[rows, config.text_dim]);
+    let plain = Linears::plain(params);
+    let hidden = plain.named(&mut g, "text_embedding.0", text, config.dim);
+    let hidden = g.gelu_tanh(hidden);
+    let context = plain.named(&mut g, "text_embedding.2", hidden, config.dim);
+    let context = g.label(context, "text_embedding");
+    let linears = Linears::new(recipe, params);
+    let input = linears.input(&mut g, context);
+    let mut outputs = Vec::new();
+    for i in 0..config.layers {
+        let path = format!("blocks.{i}.cross_attn");
+        let (k, v) = g.scope(&path, |g| {
+            let k = linears.apply(g, "k", &input, config.dim);
+            let k = g.reshape(k, &[batch, config.text_len, config.dim]);
+            let k = attention::rms_norm(g, params, "norm_k", k, config.eps);
+            let v = linears.apply(g, "v", &input, config.dim);
+            (k, g.reshape(v, &[batch, config.text_len, config.dim]))
+        });
+        outputs.push((format!("{path}.k"), k));
+        outputs.push((format!("{path}.v"), v));
+    }
+    for (name, value) in outputs {
+        g.output(&name, value);
+    }
+    g.finish()
+}
+
+/// One forward of the denoiser.
+///
+/// Inputs: `x [b, out_dim, T, H, W]` f32; for image-to-video `condition [b, in_dim - out_dim, T, H, W]` f32;
+/// `time [b, freq_dim]` f32, the sinusoidal embedding of the network time step (cosines first), which the
+/// sampler computes in f64; and what [`context`] gives. Output: `velocity [b, out_dim, T, H, W]` f32.
+///
+/// # Errors
+/// Weights that are missing or have another shape, sizes outside the position table, a recipe that does not
+/// fit the checkpoint.
+pub fn denoiser(
+    config: &Config,
+    recipe: &Recipe,
+    params: Params<'_>,
+    batch: usize,
+    size: LatentSize,
+) -> Result<Graph, GraphError> {
+    let mut g = Graph::new("dit");
+    let [t, h, w] = size.grid();
+    let tokens = size.tokens();
+    if h > MAX_GRID || w > MAX_GRID {
+        g.fail("patch_embedding", format!("patch grid {h}x{w}, the position table ends at {MAX_GRID}"));
+    }
+    let latent = |channels: usize| [batch, channels, size.frames, size.height, size.width];
+    let mut x = g.input("x", DType::F32, &latent(config.out_dim));
+    if config.in_dim > config.out_dim {
+        let y = g.input("condition", DType::F32, &latent(config.in_dim - config.out_dim));
+        x = g.concat(&[x, y], 1);
+    }
+    let time = g.input("time", DType::F32, &[batch, config.freq_dim]);
+    let texts: Vec<(Value, Value)> = (0..config.layers)
+        .map(|i| {
+            let shape = [batch, config.text_len, config.dim];
+            let k = g.input(&format!("blocks.{i}.cross_attn.k"), params.compute, &shape);
+            (k, g.input(&format!("blocks.{i}.cross_attn.v"), params.compute, &shape))
+        })
+        .collect();
+
+    let x = g.cast(x, params.compute);
+    let x = patchify(&mut g, x, config.in_dim, [t, h, w]);
+    let x = Linears::plain(params).named(&mut g, "patch_embedding", x, config.dim);
+    let mut x = g.label(x, "patch_embedding");
+    let (e, e0) = time_embedding(&mut g, config, params, time);
+    let rope = rope::table(&mut g, config.head_dim(), [t, h, w]);
+    for (i, &text) in texts.iter().enumerate() {
+        x = g.scope(&format!("blocks.{i}"), |g| {
+            block::Block { config, recipe, params, batch, tokens, grid_rope: rope }.forward(g, x, e0, text)
+        });
+        g.label(x, &format!("blocks.{i}"));
+    }
+    let x = g.scope("head", |g| head(g, config, params, x, e, batch, tokens));
+    let x = unpatchify(&mut g, x, config.out_dim, batch, [t, h, w]);
+    g.output("velocity", x);
+    g.finish()
+}
+
+/// `[b, c, T, H, W]` to rows of patches `[b*l, c*kt*kh*kw]`, the channel outermost within a patch.
+fn patchify(g: &mut Graph, x: Value, channels: usize, [t, h, w]: [usize; 3]) -> Value {
+    let b = g.dim(x, 0);
+    let x = g.reshape(x, &[b, channels, t, PATCH[0], h, PATCH[1], w, PATCH[2]]);
+    let x = g.transpose(x, &[0, 2, 4, 6, 1, 3, 5, 7]);
+    g.reshape(x, &[b * t * h * w, channels * PATCH.iter().product::<usize>()])
+}
+
+/// Rows of patches `[b*l, kt*kh*kw*c]`, the channel innermost, back to `[b, c, T, H, W]`.
+fn unpatchify(g: &mut Graph, x: Value, channels: usize, b: usize, [t, h, w]: [usize; 3]) -> Value {
+    let x = g.reshape(x, &[b, t, h, w, PATCH[0], PATCH[1], PATCH[2], channels]);
+    let x = g.transpose(x, &[0, 7, 1, 4, 2, 5, 3, 6]);
+    g.reshape(x, &[b, channels, t * PATCH[0], h * PATCH[1], w * PATCH[2]])
+}
+
+/// Time embedding `e [b, dim]` and its projection `e0 [b, 6, dim]`, in f32 also where the network is bf16.
+fn time_embedding(g: &mut Graph, config: &Config, params: Params<'_>, time: Value) -> (Value, Value) {
+    let f32_linears = Linears::plain(params.in_type(DType::F32));
+    let batch = g.dim(time, 0);
+    let hidden = f32_linears.named(g, "time_embedding.0", time, config.dim);
+    let hidden = g.silu(hidden);
+    let e = f32_linears.named(g, "time_embedding.2", hidden, config.dim);
+    let e = g.label(e, "time_embedding");
+    let hidden = g.silu(e);
+    let e0 = f32_linears.named(g, "time_projection.1", hidden, 6 * config.dim);
+    let e0 = g.reshape(e0, &[batch, 6, config.dim]);
+    (e, g.label(e0, "time_projection"))
+}
+
+/// Upstream `Head`: modulated LayerNorm and a linear, in f32. Gives `[b*l, kt*kh*kw*out_dim]`.
+fn head(
+    g: &mut Graph,
+    config: &Config,
+    params: Params<'_>,
+    x: Value,
+    e: Value,
+    batch: usize,
+    tokens: usize,
+) -> Value {
+    let modulation = params.typed(g, "head.modulation", &[1, 2, config.dim], DType::F32);
+    let e = g.reshape(e, &[batch, 1, config.dim]);
+    let e = g.add(modulation, e);
+    let (shift, scale) = (block::chunk(g, e, 0), block::chunk(g, e, 1));
+    let scale = g.add_scalar(scale, 1.0);
+    let x = g.cast(x, DType::F32);
+    let x = g.reshape(x, &[batch, tokens, config.dim]);
+    let x = attention::norm(g, "layer", x, scale, shift, config.eps);
+    let x = g.reshape(x, &[batch * tokens, config.dim]);
+    let out = config.out_dim * PATCH.iter().product::<usize>();
+    let f32_linears = Linears::plain(params.in_type(DType::F32));
+    let x = f32_linears.apply(g, "head", &linear::Input::Plain(x), out);
+    g.label(x, "head")
+}

@@ -1,0 +1,1 @@
+//! The umT5 text encoder.

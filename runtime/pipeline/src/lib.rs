@@ -1,0 +1,1 @@
+//! Engine file and prompt to frames.

@@ -1,0 +1,1 @@
+//! The rCM sampler and its noise.

@@ -1,0 +1,2 @@
+//! The one way to do each chore.
+fn main() {}
