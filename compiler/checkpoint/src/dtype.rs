@@ -65,7 +65,9 @@ impl DType {
     /// The type with this safetensors name.
     pub(crate) fn from_name(name: &str) -> Option<DType> {
         use DType::*;
-        [F64, F32, F16, Bf16, F8E4M3, F8E5M2, I64, I32, I16, I8, U8, Bool].into_iter().find(|d| d.name() == name)
+        [F64, F32, F16, Bf16, F8E4M3, F8E5M2, I64, I32, I16, I8, U8, Bool]
+            .into_iter()
+            .find(|d| d.name() == name)
     }
 }
 

@@ -30,7 +30,8 @@ pub enum Error {
 
     /// The content is of no known checkpoint format.
     #[error(
-        "{} is not a checkpoint: expected safetensors, a safetensors index or a PyTorch zip file, found {found}",
+        "{} is not a checkpoint: expected safetensors, a safetensors index or a PyTorch zip file, \
+         found {found}",
         path.display()
     )]
     UnknownFormat {
@@ -124,29 +125,36 @@ pub enum Error {
     },
 
     /// A tensor holds NaN or infinite elements.
-    #[error(
-        "{}: tensor {tensor:?} ({dtype} {shape:?}) holds {nan} NaN and {inf} infinite of {elements} elements, \
-         the first at {first:?}; hint: the file is damaged or its training diverged, fetch it again",
-        path.display()
-    )]
+    #[error("{}: {problem}", path.display())]
     NotFinite {
         /// The file.
         path: PathBuf,
-        /// The name.
-        tensor: String,
-        /// Its type.
-        dtype: DType,
-        /// Its shape.
-        shape: Vec<usize>,
-        /// All elements.
-        elements: usize,
-        /// NaN elements.
-        nan: usize,
-        /// Infinite elements.
-        inf: usize,
-        /// Row-major index of the first one, one number per axis.
-        first: Vec<usize>,
+        /// Which tensor, how many and where.
+        problem: Box<NotFinite>,
     },
+}
+
+/// The NaN and infinite elements of a tensor.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "tensor {tensor:?} ({dtype} {shape:?}) holds {nan} NaN and {inf} infinite of {elements} elements, \
+     the first at {first:?}; hint: the file is damaged or its training diverged, fetch it again"
+)]
+pub struct NotFinite {
+    /// Name of the tensor.
+    pub tensor: String,
+    /// Its type.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// All elements.
+    pub elements: usize,
+    /// NaN elements.
+    pub nan: usize,
+    /// Infinite elements.
+    pub inf: usize,
+    /// Row-major index of the first one, one number per axis.
+    pub first: Vec<usize>,
 }
 
 fn list(paths: &[PathBuf]) -> String {

@@ -1,6 +1,6 @@
 //! The check for NaN and infinity.
 
-use crate::{DType, Error, TensorView};
+use crate::{DType, Error, NotFinite, TensorView};
 
 /// Checks that a tensor holds no NaN and no infinity. Integer tensors pass.
 ///
@@ -13,17 +13,20 @@ pub fn check_finite(view: &TensorView<'_>) -> Result<(), Error> {
     // Each type is an integer whose bits below the sign order the magnitudes: all that is at or above
     // `limit` is not finite, and only `infinity` itself is not NaN.
     match view.dtype {
-        DType::F64 => view.for_each_run(|run| found.scan(run, |b: [u8; 8]| u64::from_le_bytes(b) & (u64::MAX >> 1), F64)),
-        DType::F32 => view.for_each_run(|run| found.scan(run, |b: [u8; 4]| u32::from_le_bytes(b) & (u32::MAX >> 1), F32)),
-        DType::F16 => view.for_each_run(|run| found.scan(run, |b: [u8; 2]| u16::from_le_bytes(b) & (u16::MAX >> 1), F16)),
-        DType::Bf16 => view.for_each_run(|run| found.scan(run, |b: [u8; 2]| u16::from_le_bytes(b) & (u16::MAX >> 1), BF16)),
+        DType::F64 => view
+            .for_each_run(|run| found.scan(run, |b: [u8; 8]| u64::from_le_bytes(b) & (u64::MAX >> 1), F64)),
+        DType::F32 => view
+            .for_each_run(|run| found.scan(run, |b: [u8; 4]| u32::from_le_bytes(b) & (u32::MAX >> 1), F32)),
+        DType::F16 => view
+            .for_each_run(|run| found.scan(run, |b: [u8; 2]| u16::from_le_bytes(b) & (u16::MAX >> 1), F16)),
+        DType::Bf16 => view
+            .for_each_run(|run| found.scan(run, |b: [u8; 2]| u16::from_le_bytes(b) & (u16::MAX >> 1), BF16)),
         DType::F8E4M3 => view.for_each_run(|run| found.scan(run, |[b]: [u8; 1]| b & 0x7f, F8E4M3)),
         DType::F8E5M2 => view.for_each_run(|run| found.scan(run, |[b]: [u8; 1]| b & 0x7f, F8E5M2)),
         DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => {}
     }
     let Some(first) = found.first else { return Ok(()) };
-    Err(Error::NotFinite {
-        path: view.file.to_owned(),
+    let problem = NotFinite {
         tensor: view.name.to_owned(),
         dtype: view.dtype,
         shape: view.shape.to_vec(),
@@ -31,7 +34,8 @@ pub fn check_finite(view: &TensorView<'_>) -> Result<(), Error> {
         nan: found.nan,
         inf: found.inf,
         first: unravel(first, view.shape),
-    })
+    };
+    Err(Error::NotFinite { path: view.file.to_owned(), problem: Box::new(problem) })
 }
 
 /// Where the magnitudes of a float type end.
@@ -100,11 +104,16 @@ mod tests {
 
     use super::*;
 
-    fn check(dtype: DType, shape: &[usize], strides: Option<&[usize]>, data: &[u8]) -> Option<(usize, usize, Vec<usize>)> {
+    fn check(
+        dtype: DType,
+        shape: &[usize],
+        strides: Option<&[usize]>,
+        data: &[u8],
+    ) -> Option<(usize, usize, Vec<usize>)> {
         let view = TensorView { name: "w", dtype, shape, file: Path::new("f"), data, strides };
         match check_finite(&view) {
             Ok(()) => None,
-            Err(Error::NotFinite { nan, inf, first, .. }) => Some((nan, inf, first)),
+            Err(Error::NotFinite { problem, .. }) => Some((problem.nan, problem.inf, problem.first)),
             Err(other) => panic!("{other}"),
         }
     }
@@ -120,7 +129,10 @@ mod tests {
         values[1] = f32::MIN;
         assert_eq!(check(DType::F32, &[50, 100], None, &bytes(&values)), Some((1, 1, vec![43, 21])));
         // Transposed: the element at row 43, column 21 of the storage is at [21, 43].
-        assert_eq!(check(DType::F32, &[100, 50], Some(&[1, 100]), &bytes(&values)), Some((1, 1, vec![21, 43])));
+        assert_eq!(
+            check(DType::F32, &[100, 50], Some(&[1, 100]), &bytes(&values)),
+            Some((1, 1, vec![21, 43]))
+        );
     }
 
     #[test]
@@ -135,7 +147,9 @@ mod tests {
                 assert_agrees(dtype, &pattern.to_le_bytes());
             }
         }
-        for value in [f64::MAX, f64::MIN_POSITIVE, -0.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, -f64::NAN] {
+        for value in
+            [f64::MAX, f64::MIN_POSITIVE, -0.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, -f64::NAN]
+        {
             let expected = (value.is_nan() as usize, value.is_infinite() as usize, vec![]);
             let found = check(DType::F64, &[], None, &value.to_le_bytes());
             assert_eq!(found, (!value.is_finite()).then_some(expected), "{value}");
@@ -146,7 +160,11 @@ mod tests {
         let view = TensorView { name: "w", dtype, shape: &[], file: Path::new("f"), data, strides: None };
         let value = view.to_f32().unwrap()[0];
         let expected = (value.is_nan() as usize, value.is_infinite() as usize, vec![]);
-        assert_eq!(check(dtype, &[], None, data), (!value.is_finite()).then_some(expected), "{dtype} {data:?}");
+        assert_eq!(
+            check(dtype, &[], None, data),
+            (!value.is_finite()).then_some(expected),
+            "{dtype} {data:?}"
+        );
     }
 
     #[test]

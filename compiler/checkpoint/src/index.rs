@@ -1,7 +1,7 @@
 //! The index of a sharded checkpoint (`*.safetensors.index.json`).
 //!
-//! The format (huggingface_hub and transformers, sharded checkpoints): a JSON object whose `weight_map` leads from
-//! each tensor's name to the name of the file beside the index that holds it.
+//! The format (huggingface_hub and transformers, sharded checkpoints): a JSON object whose `weight_map` leads
+//! from each tensor's name to the name of the file beside the index that holds it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -41,7 +41,9 @@ pub enum IndexError {
         second: String,
     },
     /// A shard outside the folder of the index.
-    #[error("tensor {tensor:?} is mapped to shard {shard:?}, expected the plain name of a file beside the index")]
+    #[error(
+        "tensor {tensor:?} is mapped to shard {shard:?}, expected the plain name of a file beside the index"
+    )]
     ShardName {
         /// The tensor.
         tensor: String,
@@ -49,7 +51,11 @@ pub enum IndexError {
         shard: String,
     },
     /// A shard is not there.
-    #[error("shard {} is missing; it should hold {tensors} tensors, {example:?} among them; hint: finish the download", shard.display())]
+    #[error(
+        "shard {} is missing; it should hold {tensors} tensors, {example:?} among them; \
+         hint: finish the download",
+        shard.display()
+    )]
     MissingShard {
         /// Path of the shard.
         shard: PathBuf,
@@ -126,7 +132,8 @@ impl Index {
         IndexError::MissingShard { shard: path, tensors: 1 + expected.count(), example }
     }
 
-    /// Checks the tensors that the shards hold, as pairs of name and shard path, against this index, both ways.
+    /// Checks the tensors that the shards hold, as pairs of name and shard path, against this index, both
+    /// ways.
     pub(crate) fn check<'a>(
         &self,
         folder: &Path,
@@ -168,7 +175,8 @@ mod tests {
         for good in ["model-00001-of-00002.safetensors", "a b.bin", "..."] {
             assert!(is_plain_file_name(good), "{good}");
         }
-        for bad in ["", ".", "..", "../x", "a/b", "/etc/passwd", "a/", "./a", "..\\x", "C:x", "C:\\x", "a\0"] {
+        for bad in ["", ".", "..", "../x", "a/b", "/etc/passwd", "a/", "./a", "..\\x", "C:x", "C:\\x", "a\0"]
+        {
             assert!(!is_plain_file_name(bad), "{bad}");
             let json = serde_json::json!({ "weight_map": { "t": bad } }).to_string();
             assert!(matches!(parse_index(json.as_bytes()), Err(IndexError::ShardName { .. })), "{bad}");
@@ -188,12 +196,15 @@ mod tests {
 
     #[test]
     fn shards_are_checked_both_ways() {
-        let index = parse_index(br#"{"metadata": {"total_size": 3}, "weight_map": {"a": "x", "b": "y"}}"#).unwrap();
+        let index =
+            parse_index(br#"{"metadata": {"total_size": 3}, "weight_map": {"a": "x", "b": "y"}}"#).unwrap();
         let check = |held: &[(&str, &str)]| {
             index.check(Path::new("d"), held.iter().map(|(tensor, shard)| (*tensor, Path::new(*shard))))
         };
         check(&[("a", "d/x"), ("b", "d/y")]).unwrap();
-        assert!(matches!(check(&[("a", "d/x")]), Err(IndexError::MissingTensor { tensor, .. }) if tensor == "b"));
+        assert!(
+            matches!(check(&[("a", "d/x")]), Err(IndexError::MissingTensor { tensor, .. }) if tensor == "b")
+        );
         assert!(matches!(
             check(&[("a", "d/x"), ("b", "d/y"), ("c", "d/y")]),
             Err(IndexError::UnlistedTensor { tensor, .. }) if tensor == "c"

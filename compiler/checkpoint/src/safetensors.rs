@@ -1,10 +1,10 @@
 //! The safetensors header.
 //!
-//! The format (huggingface/safetensors, README, "Format"): eight bytes that hold the length of a JSON object as
-//! little-endian `u64`; the object, from each tensor's name to its dtype, shape and byte range; then the
-//! bytes, without gaps. The `safetensors` crate reads it too, but lets the last of two equal names win and does
-//! not say which tensor is wrong by how much, so the header is read here; the tests hold the two against each
-//! other.
+//! The format (huggingface/safetensors, README, "Format"): eight bytes that hold the length of a JSON object
+//! as little-endian `u64`; the object, from each tensor's name to its dtype, shape and byte range; then the
+//! bytes, without gaps. The `safetensors` crate reads it too, but lets the last of two equal names win and
+//! does not say which tensor is wrong by how much, so the header is read here; the tests hold the two against
+//! each other.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -56,13 +56,19 @@ pub enum HeaderError {
         len: usize,
     },
     /// The length field promises more than [`MAX_HEADER_LEN`].
-    #[error("header length is {declared}, expected at most {MAX_HEADER_LEN}; hint: the file is damaged or not safetensors")]
+    #[error(
+        "header length is {declared}, expected at most {MAX_HEADER_LEN}; \
+         hint: the file is damaged or not safetensors"
+    )]
     HeaderTooLong {
         /// Value of the length field.
         declared: u64,
     },
     /// The file ends inside the header.
-    #[error("header of {declared} bytes expected, found {available} after the length; hint: the file is truncated, fetch it again")]
+    #[error(
+        "header of {declared} bytes expected, found {available} after the length; \
+         hint: the file is truncated, fetch it again"
+    )]
     HeaderTruncated {
         /// Value of the length field.
         declared: u64,
@@ -94,7 +100,10 @@ pub enum HeaderError {
         key: String,
     },
     /// An element type that this crate does not read.
-    #[error("tensor {tensor:?} has type {found:?}, expected F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8 or BOOL")]
+    #[error(
+        "tensor {tensor:?} has type {found:?}, \
+         expected F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8 or BOOL"
+    )]
     UnsupportedDtype {
         /// The tensor.
         tensor: String,
@@ -130,7 +139,10 @@ pub enum HeaderError {
         end: usize,
     },
     /// Shape and range disagree.
-    #[error("tensor {tensor:?} with type {dtype} and shape {shape:?} needs {expected} bytes, its data_offsets hold {found}")]
+    #[error(
+        "tensor {tensor:?} with type {dtype} and shape {shape:?} needs {expected} bytes, \
+         its data_offsets hold {found}"
+    )]
     ByteCount {
         /// The tensor.
         tensor: String,
@@ -156,7 +168,11 @@ pub enum HeaderError {
         begin: usize,
     },
     /// Bytes that belong to no tensor.
-    #[error("{} bytes in front of tensor {tensor:?} belong to no tensor: expected it at {expected}, found it at {found}", found - expected)]
+    #[error(
+        "{} bytes in front of tensor {tensor:?} belong to no tensor: \
+         expected it at {expected}, found it at {found}",
+        found - expected
+    )]
     Hole {
         /// The tensor behind the hole.
         tensor: String,
@@ -166,7 +182,10 @@ pub enum HeaderError {
         found: usize,
     },
     /// The file ends before the tensors do.
-    #[error("tensor {tensor:?} ends at byte {expected} of the data, found {found} bytes of data; hint: the file is truncated, fetch it again")]
+    #[error(
+        "tensor {tensor:?} ends at byte {expected} of the data, found {found} bytes of data; \
+         hint: the file is truncated, fetch it again"
+    )]
     DataTruncated {
         /// The tensor.
         tensor: String,
@@ -185,8 +204,8 @@ pub enum HeaderError {
 
 /// Reads and checks the header of a whole file.
 ///
-/// Everything is checked but the elements: with `Ok`, every tensor lies inside the file, no two overlap, and no
-/// byte of the data is left over.
+/// Everything is checked but the elements: with `Ok`, every tensor lies inside the file, no two overlap, and
+/// no byte of the data is left over.
 ///
 /// # Errors
 /// [`HeaderError`], naming the tensor where there is one.
@@ -287,6 +306,7 @@ struct RawHeader {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RawTensor {
     dtype: String,
     shape: Vec<usize>,

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
+use half::f16;
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 
 use crate::dtype::element_count;
 use crate::{DType, Error};
@@ -63,9 +63,12 @@ impl<'a> TensorView<'a> {
         Ok(match self.dtype {
             DType::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
             DType::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-            DType::F16 => widen(&bytes, f16::from_le_bytes, |block, out| block.convert_to_f32_slice(out)),
-            DType::Bf16 => widen(&bytes, bf16::from_le_bytes, |block, out| block.convert_to_f32_slice(out)),
-            DType::F8E4M3 => bytes.iter().map(|&b| e4m3_to_f32(b)).collect(),
+            DType::F16 => widen_f16(&bytes),
+            DType::Bf16 => bytes.as_chunks().0.iter().map(|&b| bf16_to_f32(u16::from_le_bytes(b))).collect(),
+            DType::F8E4M3 => {
+                let values: [f32; 256] = std::array::from_fn(|byte| e4m3_to_f32(byte as u8));
+                bytes.iter().map(|&b| values[usize::from(b)]).collect()
+            }
             DType::F8E5M2 => bytes.iter().map(|&b| f16::from_bits(u16::from(b) << 8).to_f32()).collect(),
             DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => {
                 return Err(Error::NotFloat {
@@ -119,23 +122,24 @@ impl fmt::Debug for TensorView<'_> {
     }
 }
 
-/// Widens 16-bit floats block by block: the file gives no alignment, and the vector conversion needs one.
-fn widen<T: Copy + Default>(
-    bytes: &[u8],
-    decode: impl Fn([u8; 2]) -> T,
-    convert: impl Fn(&[T], &mut [f32]),
-) -> Vec<f32> {
+/// Widens block by block: the file gives no alignment, and the vector conversion needs one.
+fn widen_f16(bytes: &[u8]) -> Vec<f32> {
     const BLOCK: usize = 1024;
     let mut out = vec![0.0; bytes.len() / 2];
-    let mut block = [T::default(); BLOCK];
+    let mut block = [f16::ZERO; BLOCK];
     for (source, target) in bytes.chunks(2 * BLOCK).zip(out.chunks_mut(BLOCK)) {
         let block = &mut block[..target.len()];
         for (value, &pair) in block.iter_mut().zip(source.as_chunks().0) {
-            *value = decode(pair);
+            *value = f16::from_le_bytes(pair);
         }
-        convert(block, target);
+        block.convert_to_f32_slice(target);
     }
     out
+}
+
+/// A bf16 is the upper half of the f32 of the same value.
+fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
 }
 
 /// OCP 8-bit floating point specification (2023), E4M3: bias 7, subnormals in steps of 2^-9, no infinities.
@@ -153,7 +157,12 @@ fn e4m3_to_f32(byte: u8) -> f32 {
 mod tests {
     use super::*;
 
-    fn view<'a>(dtype: DType, shape: &'a [usize], strides: Option<&'a [usize]>, data: &'a [u8]) -> TensorView<'a> {
+    fn view<'a>(
+        dtype: DType,
+        shape: &'a [usize],
+        strides: Option<&'a [usize]>,
+        data: &'a [u8],
+    ) -> TensorView<'a> {
         TensorView { name: "t", dtype, shape, file: Path::new("f"), data, strides }
     }
 
@@ -212,8 +221,8 @@ mod tests {
         half.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
         assert_eq!(view(DType::F16, &[3001], None, &half[1..]).to_f32().unwrap(), values);
         let mut brain = vec![0];
-        brain.extend((0..3001).flat_map(|i| bf16::from_f32(i as f32).to_le_bytes()));
-        let expected: Vec<f32> = (0..3001).map(|i| bf16::from_f32(i as f32).to_f32()).collect();
+        brain.extend((0..3001).flat_map(|i| half::bf16::from_f32(i as f32).to_le_bytes()));
+        let expected: Vec<f32> = (0..3001).map(|i| half::bf16::from_f32(i as f32).to_f32()).collect();
         assert_eq!(view(DType::Bf16, &[3001], None, &brain[1..]).to_f32().unwrap(), expected);
 
         let double = [1.5f64, -2.25].map(f64::to_le_bytes).concat();

@@ -1,1 +1,338 @@
-//! Writes graphs as ONNX files with external data.
+//! Writes graphs as ONNX files with external data. The only crate that sees protobuf.
+
+mod proto;
+
+use prost::Message;
+use proto::{
+    Attribute, Dimension, Entry, GraphProto, Model, NodeProto, OperatorSet, Shape, TensorProto, TensorType,
+    TypeProto, ValueInfo,
+};
+use turbo_graph::{Attr, DType, Graph, Initializer, Node, Payload, Value};
+
+/// Version of the standard operators that graphs are built from: the first with `Gelu`.
+pub const OPSET: i64 = 20;
+/// Version of the operators of any other domain.
+const CUSTOM_OPSET: i64 = 1;
+/// File format: the first that ONNX 1.16 and later write, and that every reader of [`OPSET`] in use takes.
+const IR_VERSION: i64 = 10;
+/// Protobuf's own limit for one message.
+const MAX_BYTES: usize = i32::MAX as usize;
+
+/// Where the bytes of a stored weight lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// File, relative to the folder of the ONNX file and below it; slashes on every system.
+    pub location: String,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u64,
+}
+
+/// Says where stored weights lie.
+pub trait WeightPlaces {
+    /// The place of the weight of that name.
+    fn place(&self, name: &str) -> Option<Place>;
+}
+
+/// A graph that ONNX cannot hold.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OnnxError {
+    /// A weight has no place.
+    #[error("weight {0} is stored nowhere")]
+    NoPlace(String),
+    /// A weight's place has another size than its type and shape say.
+    #[error("weight {name} takes {expected} bytes, its place has {found}")]
+    Length {
+        /// Weight name.
+        name: String,
+        /// Bytes of its type and shape.
+        expected: u64,
+        /// Bytes of its place.
+        found: u64,
+    },
+    /// A weight's file that readers of ONNX refuse.
+    #[error("weight {name} lies in `{location}`, expected a relative path below the ONNX file's folder")]
+    Location {
+        /// Weight name.
+        name: String,
+        /// The file.
+        location: String,
+    },
+    /// A weight's place ends beyond the largest offset that readers of ONNX take.
+    #[error("weight {name} at byte {offset} of its file is beyond what ONNX can address")]
+    Offset {
+        /// Weight name.
+        name: String,
+        /// First byte.
+        offset: u64,
+    },
+    /// A value with more elements or bytes than can be counted.
+    #[error("{value} has the shape {shape:?}, which is too large for ONNX")]
+    Shape {
+        /// Value name.
+        value: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// More than protobuf can hold in one message.
+    #[error("the graph takes {0} bytes without its weights, ONNX files hold at most {MAX_BYTES}")]
+    TooLarge(usize),
+}
+
+/// The ONNX file of a graph: small constants inside, weights as external data.
+///
+/// # Errors
+/// Weights without a fitting place, shapes beyond 63 bits, a graph of more than 2 GiB.
+pub fn encode(graph: &Graph, places: &dyn WeightPlaces) -> Result<Vec<u8>, OnnxError> {
+    for value in graph.values() {
+        byte_size(graph, value)?;
+    }
+    let mut domains: Vec<&str> =
+        graph.nodes().iter().map(|n| n.domain.as_str()).filter(|d| !d.is_empty()).collect();
+    domains.sort_unstable();
+    domains.dedup();
+    let mut opset_import = vec![OperatorSet { domain: String::new(), version: OPSET }];
+    opset_import.extend(domains.iter().map(|d| OperatorSet { domain: d.to_string(), version: CUSTOM_OPSET }));
+    let initializer = graph.initializers().iter().map(|i| tensor(graph, i, places));
+    let inner = graph.nodes().iter().flat_map(|n| &n.outputs).filter(|v| !graph.outputs().contains(v));
+    let infos = |values: &[Value]| values.iter().map(|&v| value_info(graph, v)).collect();
+    let proto = GraphProto {
+        node: graph.nodes().iter().map(|n| node(graph, n)).collect(),
+        name: graph.name.clone(),
+        initializer: initializer.collect::<Result<_, _>>()?,
+        input: infos(graph.inputs()),
+        output: infos(graph.outputs()),
+        value_info: inner.map(|&v| value_info(graph, v)).collect(),
+    };
+    let model = Model {
+        ir_version: IR_VERSION,
+        producer_name: "turbo-compile".to_string(),
+        producer_version: env!("CARGO_PKG_VERSION").to_string(),
+        graph: Some(proto),
+        opset_import,
+    };
+    match model.encoded_len() {
+        len if len > MAX_BYTES => Err(OnnxError::TooLarge(len)),
+        _ => Ok(model.encode_to_vec()),
+    }
+}
+
+/// `TensorProto.DataType`.
+fn data_type(dtype: DType) -> i32 {
+    match dtype {
+        DType::F32 => 1,
+        DType::U8 => 2,
+        DType::I8 => 3,
+        DType::I32 => 6,
+        DType::I64 => 7,
+        DType::Bool => 9,
+        DType::F16 => 10,
+        DType::Bf16 => 16,
+        DType::F8E4M3 => 17,
+    }
+}
+
+/// Bytes of a value, when ONNX can count them.
+fn byte_size(graph: &Graph, value: Value) -> Result<u64, OnnxError> {
+    let (dtype, shape) = (graph.dtype(value), graph.shape(value));
+    let bytes = shape.iter().try_fold(dtype.size(), |bytes, &d| bytes.checked_mul(d));
+    let fits = shape.iter().all(|&d| i64::try_from(d).is_ok());
+    match bytes.filter(|&bytes| fits && i64::try_from(bytes).is_ok()) {
+        Some(bytes) => Ok(bytes as u64),
+        None => Err(OnnxError::Shape { value: graph.value_name(value).to_string(), shape: shape.to_vec() }),
+    }
+}
+
+fn value_info(graph: &Graph, value: Value) -> ValueInfo {
+    let dim = |&d: &usize| Dimension { dim_value: Some(d as i64) };
+    let shape = Shape { dim: graph.shape(value).iter().map(dim).collect() };
+    let tensor = TensorType { elem_type: data_type(graph.dtype(value)), shape: Some(shape) };
+    ValueInfo {
+        name: graph.value_name(value).to_string(),
+        r#type: Some(TypeProto { tensor_type: Some(tensor) }),
+    }
+}
+
+fn node(graph: &Graph, node: &Node) -> NodeProto {
+    let name = |v: &Value| graph.value_name(*v).to_string();
+    NodeProto {
+        input: node.inputs.iter().map(|v| v.as_ref().map(name).unwrap_or_default()).collect(),
+        output: node.outputs.iter().map(name).collect(),
+        name: node.name.clone(),
+        op_type: node.op.clone(),
+        attribute: node.attrs.iter().map(|(name, value)| attribute(name, value)).collect(),
+        domain: node.domain.clone(),
+    }
+}
+
+/// `AttributeProto`, type numbers of `AttributeProto.AttributeType`.
+fn attribute(name: &str, value: &Attr) -> Attribute {
+    let mut a = Attribute { name: name.to_string(), ..Attribute::default() };
+    match value {
+        Attr::Float(f) => (a.f, a.r#type) = (Some(*f), 1),
+        Attr::Int(i) => (a.i, a.r#type) = (Some(*i), 2),
+        Attr::Str(s) => (a.s, a.r#type) = (Some(s.clone().into_bytes()), 3),
+        Attr::Ints(v) => (a.ints, a.r#type) = (v.clone(), 7),
+    }
+    a
+}
+
+fn tensor(graph: &Graph, i: &Initializer, places: &dyn WeightPlaces) -> Result<TensorProto, OnnxError> {
+    let (dtype, shape) = (graph.dtype(i.value), graph.shape(i.value));
+    let mut tensor = TensorProto {
+        dims: shape.iter().map(|&d| d as i64).collect(),
+        data_type: data_type(dtype),
+        name: graph.value_name(i.value).to_string(),
+        ..TensorProto::default()
+    };
+    match &i.payload {
+        Payload::Inline(bytes) => tensor.raw_data = Some(bytes.clone()),
+        Payload::Weight(name) => {
+            let place = places.place(name).ok_or_else(|| OnnxError::NoPlace(name.clone()))?;
+            let expected = byte_size(graph, i.value)?;
+            if place.length != expected {
+                return Err(OnnxError::Length { name: name.clone(), expected, found: place.length });
+            }
+            if !is_below(&place.location) {
+                return Err(OnnxError::Location { name: name.clone(), location: place.location });
+            }
+            if place.offset.checked_add(place.length).is_none_or(|end| i64::try_from(end).is_err()) {
+                return Err(OnnxError::Offset { name: name.clone(), offset: place.offset });
+            }
+            // Exactly these keys: TensorRT's parser refuses any other.
+            let entry = |key: &str, value: String| Entry { key: key.to_string(), value };
+            tensor.external_data = vec![
+                entry("location", place.location),
+                entry("offset", place.offset.to_string()),
+                entry("length", place.length.to_string()),
+            ];
+            tensor.data_location = Some(1);
+        }
+    }
+    Ok(tensor)
+}
+
+/// Whether a location names a file below the ONNX file's folder, on any system.
+fn is_below(location: &str) -> bool {
+    let named = |part: &str| !matches!(part, "" | "." | "..");
+    !location.contains(['\\', ':']) && location.split('/').all(named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct At(u64);
+
+    impl WeightPlaces for At {
+        fn place(&self, name: &str) -> Option<Place> {
+            (name == "w").then(|| Place { location: "w.bin".to_string(), offset: 8, length: self.0 })
+        }
+    }
+
+    fn small() -> Graph {
+        let mut g = Graph::new("small");
+        let x = g.input("x", DType::F32, &[2, 4]);
+        let w = g.weight("w", DType::F32, &[3, 4]);
+        let y = g.gemm(x, w, None);
+        let y = g.add_scalar(y, 1.0);
+        g.output("y", y);
+        g.finish().unwrap()
+    }
+
+    #[test]
+    fn weights_are_external_and_constants_inside() {
+        let bytes = encode(&small(), &At(48)).unwrap();
+        let model = Model::decode(&bytes[..]).unwrap();
+        let graph = model.graph.unwrap();
+        let external = graph.initializer.iter().find(|t| t.name == "w").unwrap();
+        let keys: Vec<&str> = external.external_data.iter().map(|e| e.key.as_str()).collect();
+        assert_eq!(keys, ["location", "offset", "length"]);
+        assert!(graph.initializer.iter().filter(|t| t.name != "w").all(|t| t.raw_data.is_some()));
+        assert_eq!(graph.node.iter().map(|n| n.op_type.as_str()).collect::<Vec<_>>(), ["Gemm", "Add"]);
+        assert_eq!(graph.output[0].name, "y");
+    }
+
+    #[test]
+    fn the_same_graph_gives_the_same_bytes() {
+        assert_eq!(encode(&small(), &At(48)).unwrap(), encode(&small(), &At(48)).unwrap());
+    }
+
+    struct Fixed(Place);
+
+    impl WeightPlaces for Fixed {
+        fn place(&self, _: &str) -> Option<Place> {
+            Some(self.0.clone())
+        }
+    }
+
+    #[test]
+    fn every_value_has_a_type_once() {
+        let bytes = encode(&small(), &At(48)).unwrap();
+        let graph = Model::decode(&bytes[..]).unwrap().graph.unwrap();
+        let infos = graph.input.iter().chain(&graph.output).chain(&graph.value_info);
+        let mut names: Vec<&str> = infos.map(|i| i.name.as_str()).collect();
+        names.extend(graph.initializer.iter().map(|t| t.name.as_str()));
+        let mut expected: Vec<String> = {
+            let g = small();
+            g.values().map(|v| g.value_name(v).to_string()).collect()
+        };
+        names.sort_unstable();
+        expected.sort();
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn locations_outside_the_folder_are_refused() {
+        for location in ["/w.bin", "../w.bin", "a/../w.bin", "", "a//b", "C:/w.bin", "a\\b", "./w.bin"] {
+            let place = Place { location: location.to_string(), offset: 0, length: 48 };
+            let error = encode(&small(), &Fixed(place)).unwrap_err();
+            assert!(matches!(error, OnnxError::Location { .. }), "{location}: {error}");
+        }
+        let place = Place { location: "weights/w.safetensors".to_string(), offset: 0, length: 48 };
+        assert!(encode(&small(), &Fixed(place)).is_ok());
+    }
+
+    #[test]
+    fn an_offset_beyond_63_bits_is_refused() {
+        let place = Place { location: "w".to_string(), offset: i64::MAX as u64 - 47, length: 48 };
+        assert!(matches!(encode(&small(), &Fixed(place)).unwrap_err(), OnnxError::Offset { .. }));
+    }
+
+    #[test]
+    fn a_shape_beyond_63_bits_is_refused() {
+        let mut g = Graph::new("huge");
+        let x = g.input("x", DType::F32, &[usize::MAX / 2, 3]);
+        let y = g.node("turbo", "TurboNothing", &[Some(x)], vec![], &[(DType::F32, vec![1])]);
+        g.output("y", y[0]);
+        let error = encode(&g.finish().unwrap(), &At(0)).unwrap_err();
+        assert!(matches!(error, OnnxError::Shape { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_weight_without_a_place_is_refused() {
+        let mut g = Graph::new("g");
+        let w = g.weight("v", DType::F32, &[4]);
+        g.output("y", w);
+        let error = encode(&g.finish().unwrap(), &At(16)).unwrap_err();
+        assert_eq!(error.to_string(), "weight v is stored nowhere");
+    }
+
+    #[test]
+    fn a_graph_beyond_2_gib_is_refused() {
+        // A quarter of the limit in each of five constants, so that only their sum is too much.
+        let mut g = Graph::new("large");
+        let n = MAX_BYTES / 4;
+        let x = (0..5).map(|i| g.constant(DType::U8, &[n], vec![i; n])).collect::<Vec<_>>();
+        let y = g.concat(&x, 0);
+        g.output("y", y);
+        assert!(matches!(encode(&g.finish().unwrap(), &At(0)).unwrap_err(), OnnxError::TooLarge(_)));
+    }
+
+    #[test]
+    fn a_place_of_another_size_is_refused() {
+        let error = encode(&small(), &At(47)).unwrap_err().to_string();
+        assert_eq!(error, "weight w takes 48 bytes, its place has 47");
+    }
+}

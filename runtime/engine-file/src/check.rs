@@ -156,7 +156,7 @@ impl Manifest {
             positive(field, value)?;
         }
         positive("model.parameters", model.parameters)?;
-        let divides = model.dim % model.heads == 0;
+        let divides = model.dim.is_multiple_of(model.heads);
         require(divides, "model.heads", format!("a divisor of dim {}", model.dim), model.heads)
     }
 
@@ -173,18 +173,22 @@ impl Manifest {
         let strides = video.vae_stride;
         require(strides.iter().all(|&s| s > 0), "video.vae_stride", "positive strides", strides)?;
         let [time, height, width] = strides;
-        let frames = (video.frames - 1) % time == 0;
+        let frames = (video.frames - 1).is_multiple_of(time);
         require(frames, "video.frames", format!("1 plus a multiple of {time}"), video.frames)?;
         // Two latents make a patch.
         for (field, pixels, stride) in
             [("video.width", video.width, width), ("video.height", video.height, height)]
         {
             let patch = u64::from(stride) * 2;
-            require(u64::from(pixels) % patch == 0, field, format!("a multiple of {patch}"), pixels)?;
+            require(
+                u64::from(pixels).is_multiple_of(patch),
+                field,
+                format!("a multiple of {patch}"),
+                pixels,
+            )?;
         }
         let channels = self.model.out_channels;
-        let latent =
-            [channels, (video.frames - 1) / time + 1, video.height / height, video.width / width];
+        let latent = [channels, (video.frames - 1) / time + 1, video.height / height, video.width / width];
         require(video.latent == latent, "video.latent", format!("{latent:?}"), video.latent)?;
         tensor("video.latent", DType::F64, &latent.map(u64::from))?; // so the product below fits
         let tokens = latent[1..].iter().map(|&n| u64::from(n)).product::<u64>() / 4;
@@ -251,9 +255,8 @@ impl Manifest {
             sha256(&format!("entries[{i}].sha256"), &entry.sha256)?;
         }
         let paths: BTreeSet<&str> = self.entries.iter().map(|entry| entry.path.as_str()).collect();
-        let exists = |field: &str, path: &str| {
-            require(paths.contains(path), field, "the path of an entry", path)
-        };
+        let exists =
+            |field: &str, path: &str| require(paths.contains(path), field, "the path of an entry", path);
         exists("tokenizer.entry", &self.tokenizer.entry)?;
         for (i, stage) in self.stages.iter().enumerate() {
             exists(&format!("stages[{i}].graph"), &stage.graph)?;

@@ -47,7 +47,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Vec<Located>> {
             let first = format!("entry `{name}`");
             return Err(Error::Overlap {
                 first,
-                second: "(the directory)".into(),
+                second: "the list of entries".into(),
                 at: end.directory as u64,
                 end: data.end as u64,
             });
@@ -128,7 +128,9 @@ fn end64(bytes: &[u8], end: usize) -> Result<(usize, u64, u64, u64)> {
         expected: "in front of the end record, which refers to it".into(),
         found: found.into(),
     };
-    let Some(at) = end.checked_sub(END64_LEN + LOCATOR64_LEN) else { return Err(missing("outside the file")) };
+    let Some(at) = end.checked_sub(END64_LEN + LOCATOR64_LEN) else {
+        return Err(missing("outside the file"));
+    };
     let field = Fields { bytes, at, of: "the ZIP64 end record" };
     field.expect("signature", 0, END64)?;
     field.expect("length", 4, END64_LEN as u64 - 12)?;
@@ -201,7 +203,7 @@ fn clean_names<'a>(records: &[Central<'a>]) -> Result<Vec<&'a str>> {
 fn meets(at: usize, offset: u64, directory: usize, first: &str, second: &str) -> Result<()> {
     let at = at as u64;
     if offset < at {
-        Err(Error::Overlap { first: first.into(), second: second.into(), at: offset, end: at })
+        Err(Error::Overlap { first: first.into(), second: format!("entry `{second}`"), at: offset, end: at })
     } else if offset > at {
         // Not beyond the directory, however far away the offset claims to be.
         Err(Error::Gap { at, bytes: offset.min(directory as u64) - at })
@@ -253,7 +255,7 @@ fn local_header(bytes: &[u8], record: &Central, name: &str) -> Result<Range<usiz
     long.done()?;
 
     let start = at + extra_at + extra.len();
-    if start as u64 % ALIGNMENT != 0 {
+    if !(start as u64).is_multiple_of(ALIGNMENT) {
         return Err(Error::Misaligned { entry: entry(), offset: start as u64 });
     }
     let data_end = usize::try_from(record.bytes).ok().and_then(|len| start.checked_add(len));
@@ -301,7 +303,9 @@ impl<'a> Long<'a> {
                         return Err(wrong("the padding of a local header", "zeros", "other bytes".into()));
                     }
                 }
-                _ => return Err(wrong("an extra field's id", "ZIP64 or padding, once", format!("{id:#06x}"))),
+                _ => {
+                    return Err(wrong("an extra field's id", "ZIP64 or padding, once", format!("{id:#06x}")));
+                }
             }
             extra = &extra[4 + len..];
             at += 4 + len;

@@ -63,7 +63,9 @@ pub enum Error {
         extra: u64,
     },
     /// A field of the ZIP structure has a value that it cannot have.
-    #[error("damaged at byte {at}: {what} is {found}, expected {expected}; copy the file again or build it again")]
+    #[error(
+        "damaged at byte {at}: {what} is {found}, expected {expected}; copy the file again or build it again"
+    )]
     Structure {
         /// Which field.
         what: String,
@@ -104,12 +106,12 @@ pub enum Error {
     },
     /// Two entries share bytes.
     #[error(
-        "entry `{second}` starts at byte {at}, inside {first}, which ends at byte {end}; this file was not made by turbo-compile: do not trust it"
+        "{second} starts at byte {at}, inside {first}, which ends at byte {end}; this file was not made by turbo-compile: do not trust it"
     )]
     Overlap {
         /// The part that comes first.
         first: String,
-        /// The entry that starts inside it.
+        /// The entry, or the directory, that starts inside it.
         second: String,
         /// Where the second one starts.
         at: u64,
@@ -125,7 +127,9 @@ pub enum Error {
         bytes: u64,
     },
     /// An entry name that could reach outside, or that means different things on different systems.
-    #[error("entry name `{name}` is not allowed: {why}; this file was not made by turbo-compile: do not trust it")]
+    #[error(
+        "entry name `{name}` is not allowed: {why}; this file was not made by turbo-compile: do not trust it"
+    )]
     UnsafeName {
         /// The name.
         name: String,
@@ -133,7 +137,9 @@ pub enum Error {
         why: &'static str,
     },
     /// Two entries of one name, or of names that differ in case only.
-    #[error("entries `{first}` and `{second}` have the same name (case does not count), expected each name once")]
+    #[error(
+        "entries `{first}` and `{second}` have the same name (case does not count), expected each name once"
+    )]
     Duplicate {
         /// The earlier one.
         first: String,
@@ -202,7 +208,9 @@ pub enum Error {
     },
 
     /// The manifest is of a schema that this build does not know yet.
-    #[error("made by {made_by} with manifest schema {found}, this build reads schema {SCHEMA}: update turbo-run")]
+    #[error(
+        "made by {made_by} with manifest schema {found}, this build reads schema {SCHEMA}: update turbo-run"
+    )]
     NewerSchema {
         /// The schema number found.
         found: u64,

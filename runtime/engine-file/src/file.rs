@@ -16,7 +16,7 @@ use crate::writer::hex;
 use crate::{MANIFEST, MAX_MANIFEST, Manifest, WEIGHTS_FOLDER};
 
 /// Up to this size (256 MiB), [`EngineFile::open`] checks all entries; beyond it, all but the weights.
-pub const CHECK_ALL_BELOW: u64 = 256 << 20;
+pub const CHECK_ALL_UP_TO: u64 = 256 << 20;
 
 /// Bytes that are hashed between two reports of progress.
 const CHUNK: usize = 4 << 20;
@@ -78,8 +78,9 @@ impl Parsed {
     /// # Errors
     /// [`Error::Damaged`].
     pub fn check(&self, bytes: &[u8]) -> Result<()> {
-        let all = bytes.len() as u64 <= CHECK_ALL_BELOW;
-        let mut checked = self.entries.values().filter(|entry| all || !entry.name.starts_with(WEIGHTS_FOLDER));
+        let all = bytes.len() as u64 <= CHECK_ALL_UP_TO;
+        let mut checked =
+            self.entries.values().filter(|entry| all || !entry.name.starts_with(WEIGHTS_FOLDER));
         checked.try_for_each(|entry| check_crc(bytes, entry))
     }
 
@@ -211,3 +212,6 @@ impl EngineFile {
         self.parsed.verify(&self.map, entry, progress).map_err(|problem| problem.in_file(&self.path))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -160,14 +160,5 @@ pub(crate) fn end(entries: u64, offset: u64, bytes: u64) -> Vec<u8> {
             .u64(offset + bytes)
             .u32(1);
     }
-    record
-        .u32(END)
-        .u16(0)
-        .u16(0)
-        .u16(count)
-        .u16(count)
-        .u32(short(bytes))
-        .u32(short(offset))
-        .u16(0)
-        .0
+    record.u32(END).u16(0).u16(0).u16(count).u16(count).u32(short(bytes)).u32(short(offset)).u16(0).0
 }

@@ -23,7 +23,7 @@
 //! central headers agree, names are clean and unique, the manifest's CRC-32 holds, its fields are in range, and
 //! manifest and directory list the same entries with the same sizes.
 //!
-//! [`EngineFile::open`] also checks the CRC-32 of every entry in files of at most [`CHECK_ALL_BELOW`] bytes; in
+//! [`EngineFile::open`] also checks the CRC-32 of every entry in files of at most [`CHECK_ALL_UP_TO`] bytes; in
 //! larger files, of every entry outside [`WEIGHTS_FOLDER`]. So opening costs milliseconds at any size, and a
 //! flipped bit in a small file is always found. [`EngineFile::verify`] checks every SHA-256.
 //!
@@ -43,7 +43,7 @@ mod writer;
 
 pub use check::parse_manifest;
 pub use error::{Error, Result};
-pub use file::{CHECK_ALL_BELOW, EngineFile, Parsed, parse};
+pub use file::{CHECK_ALL_UP_TO, EngineFile, Parsed, parse};
 pub use manifest::*;
 pub use writer::Writer;
 

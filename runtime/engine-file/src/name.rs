@@ -42,7 +42,8 @@ mod tests {
     #[test]
     fn clean_names_pass() {
         let long = "x".repeat(200);
-        for name in ["manifest.json", "weights/dit-high_noise.safetensors", ".hidden", "a/b/c", long.as_str()] {
+        for name in ["manifest.json", "weights/dit-high_noise.safetensors", ".hidden", "a/b/c", long.as_str()]
+        {
             assert_eq!(check(name.as_bytes()), Ok(name));
         }
     }

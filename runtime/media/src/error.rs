@@ -82,7 +82,9 @@ pub enum Error {
     },
 
     /// Values that are no colours.
-    #[error("{count} of {total} values of the video are NaN or infinite: the model overflowed or its weights are damaged")]
+    #[error(
+        "{count} of {total} values of the video are NaN or infinite: the model overflowed or its weights are damaged"
+    )]
     NotFinite {
         /// How many.
         count: usize,

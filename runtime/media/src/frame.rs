@@ -2,6 +2,9 @@
 
 use crate::Error;
 
+/// Far beyond any use, and less than a gigabyte.
+const MAX_PIXELS: usize = 1 << 28;
+
 /// An RGB picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -17,12 +20,12 @@ impl Frame {
     /// A picture of one colour.
     ///
     /// # Errors
-    /// When the picture would not fit into memory.
+    /// [`Error::Shape`] for more than 2^28 pixels.
     pub fn filled(width: usize, height: usize, colour: [u8; 3]) -> Result<Self, Error> {
-        let pixels = width.checked_mul(height).filter(|n| *n <= isize::MAX as usize / 3);
+        let pixels = width.checked_mul(height).filter(|n| *n <= MAX_PIXELS);
         let pixels = pixels.ok_or_else(|| Error::Shape {
             what: "size of a picture",
-            expected: "one that fits into memory".into(),
+            expected: format!("at most {MAX_PIXELS} pixels"),
             found: format!("{width} x {height}"),
         })?;
         Ok(Self { width, height, rgb: colour.repeat(pixels) })
@@ -75,12 +78,15 @@ pub fn frames_from_video_chunk(data: &[f32], t: usize, h: usize, w: usize) -> Re
 
 /// A picture as the image encoder of a model takes it: `[3, height, width]`, `(u8 / 255 - 0.5) / 0.5`.
 ///
+/// Bit for bit torchvision's v2 `ToDtype(float32, scale=True)`, which multiplies by 1/255, and
+/// `Normalize(0.5, 0.5)`.
+///
 /// # Errors
 /// [`Error::FrameBytes`] when the buffer is not as long as the sides say.
 pub fn to_tensor(frame: &Frame) -> Result<Vec<f32>, Error> {
     frame.check()?;
     let plane = |c: usize| frame.rgb.iter().skip(c).step_by(3);
-    Ok((0..3).flat_map(plane).map(|v| (f32::from(*v) / 255.0 - 0.5) / 0.5).collect())
+    Ok((0..3).flat_map(plane).map(|v| (f32::from(*v) * (1.0 / 255.0) - 0.5) / 0.5).collect())
 }
 
 #[cfg(test)]

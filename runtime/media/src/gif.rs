@@ -12,7 +12,7 @@ use crate::{Error, Frame};
 /// Viewers slow a frame of less than 2 hundredths of a second down to 10.
 const MAX_FPS: u32 = 50;
 /// The palette search samples every n-th pixel: 1 is best and slow, 30 is worst. GIF is for previews.
-const SPEED: i32 = 5;
+const SPEED: i32 = 10;
 
 pub(crate) struct Gif {
     video: Video,
@@ -25,10 +25,11 @@ impl Gif {
             return video.misfit(format!("expected at most {MAX_FPS} frames a second, found {}", video.fps));
         }
         let out = BufWriter::new(PendingFile::create(path)?);
-        let encoder = Encoder::new(out, video.width as u16, video.height as u16, &[]).and_then(|mut encoder| {
-            encoder.set_repeat(Repeat::Infinite)?;
-            Ok(encoder)
-        });
+        let encoder =
+            Encoder::new(out, video.width as u16, video.height as u16, &[]).and_then(|mut encoder| {
+                encoder.set_repeat(Repeat::Infinite)?;
+                Ok(encoder)
+            });
         let encoder = encoder.map_err(|e| video.encoder_failed(0, e))?;
         Ok(Self { video, encoder })
     }

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
-use image::error::LimitErrorKind;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 use crate::{Error, Frame};
@@ -73,8 +72,10 @@ fn flatten(image: DynamicImage) -> Frame {
 
 fn decoding(path: &Path, format: &'static str, error: ImageError) -> Error {
     let message = match &error {
-        ImageError::Limits(e) if e.kind() == LimitErrorKind::InsufficientMemory => {
-            format!("it would take more memory than the {MAX_IMAGE_PIXELS} pixels that are accepted")
+        ImageError::Limits(_) => {
+            format!(
+                "it would take more memory than the {MAX_IMAGE_PIXELS} pixels that are accepted: scale it down"
+            )
         }
         ImageError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
             "the file ends too early: it is truncated".into()
@@ -99,7 +100,7 @@ fn format_of(head: &[u8]) -> Option<(ImageFormat, &'static str)> {
 /// What a file that is none of these seems to be.
 fn looks_like(head: &[u8]) -> String {
     let starts = |magic: &[u8]| head.starts_with(magic);
-    let brand = head.get(4..8).filter(|t| *t == b"ftyp").and_then(|_| head.get(8..12));
+    let brand = head.get(8..12).filter(|_| head[4..8] == *b"ftyp");
     let known = match brand {
         Some(b"avif" | b"avis") => "an AVIF image",
         Some(b"heic" | b"heix" | b"heim" | b"heis" | b"mif1" | b"msf1") => "a HEIC image",
@@ -113,13 +114,15 @@ fn looks_like(head: &[u8]) -> String {
         None if starts(b"\0\0\0\x0cjP  ") => "a JPEG 2000 image",
         None if starts(b"8BPS") => "a Photoshop document",
         None if starts(&[0x1f, 0x8b]) => "a gzip archive",
-        None if head.get(8..10) == Some(b"{\"") => "a safetensors file",
+        None if head.get(8..10).is_some_and(|s| s == b"{\"") => "a safetensors file",
         None => {
             let text = String::from_utf8_lossy(head);
             let start = text.trim_start().to_ascii_lowercase();
             let printable = !text.chars().any(|c| c.is_control() && !c.is_whitespace());
             match () {
-                () if start.starts_with("<!doctype html") || start.starts_with("<html") => "a web page (HTML)",
+                () if start.starts_with("<!doctype html") || start.starts_with("<html") => {
+                    "a web page (HTML)"
+                }
                 () if start.starts_with("<svg") || (start.starts_with("<?xml") && start.contains("<svg")) => {
                     "an SVG drawing"
                 }

@@ -36,7 +36,9 @@ impl PendingFile {
     /// when buffers are flushed is an error here and not a damaged file.
     pub fn commit(self) -> Result<(), Error> {
         self.file.as_file().sync_all().map_err(|e| refused(&self.target, "write", e))?;
-        self.file.persist(&self.target).map_err(|e| refused(&self.target, "rename the finished file to", e.error))?;
+        self.file
+            .persist(&self.target)
+            .map_err(|e| refused(&self.target, "rename the finished file to", e.error))?;
         Ok(())
     }
 }
@@ -116,7 +118,10 @@ impl PendingFolder {
 fn temporary(target: &Path, mode: u32) -> Result<Builder<'static, 'static>, Error> {
     let folder = parent(target);
     if !folder.is_dir() {
-        return Err(place(target, format!("the folder `{}` does not exist: create it first", folder.display())));
+        return Err(place(
+            target,
+            format!("the folder `{}` does not exist: create it first", folder.display()),
+        ));
     }
     let mut builder = Builder::new();
     builder.prefix(".turbo-").suffix(".part");

@@ -49,9 +49,7 @@ impl VideoSink for Pngs {
         let index = self.video.accept(frame)?;
         let name = format!("{index:0digits$}.png", digits = self.digits);
         let mut out = BufWriter::new(self.folder.file(name.clone())?);
-        encode(&mut out, frame)
-            .and_then(|()| out.flush())
-            .map_err(|e| self.folder.failed(&name, e))
+        encode(&mut out, frame).and_then(|()| out.flush()).map_err(|e| self.folder.failed(&name, e))
     }
 
     fn finish(self: Box<Self>) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use crate::{Error, Frame};
 /// then columns, with bytes in between.
 ///
 /// # Errors
-/// [`Error::Shape`] for a side of 0 or a result that does not fit into memory; [`Error::FrameBytes`].
+/// [`Error::Shape`] for a side of 0 or more than 2^28 pixels; [`Error::FrameBytes`].
 pub fn resize(frame: &Frame, width: usize, height: usize) -> Result<Frame, Error> {
     frame.check()?;
     if [frame.width, frame.height, width, height].contains(&0) {
@@ -21,8 +21,8 @@ pub fn resize(frame: &Frame, width: usize, height: usize) -> Result<Frame, Error
     }
     let mut out = frame.clone();
     if out.width != width {
-        let filter = Filter::new(out.width, width);
         let mut wide = Frame::filled(width, out.height, [0; 3])?;
+        let filter = Filter::new(out.width, width);
         let lines = wide.rgb.chunks_exact_mut(width * 3).zip(out.rgb.chunks_exact(out.width * 3));
         for (to, from) in lines {
             for (px, window) in to.chunks_exact_mut(3).zip(&filter.windows) {
@@ -35,9 +35,9 @@ pub fn resize(frame: &Frame, width: usize, height: usize) -> Result<Frame, Error
         out = wide;
     }
     if out.height != height {
+        let mut tall = Frame::filled(width, height, [0; 3])?;
         let filter = Filter::new(out.height, height);
         let stride = width * 3;
-        let mut tall = Frame::filled(width, height, [0; 3])?;
         for (to, window) in tall.rgb.chunks_exact_mut(stride).zip(&filter.windows) {
             for (x, value) in to.iter_mut().enumerate() {
                 let samples = out.rgb[window.start * stride + x..].iter().step_by(stride);
@@ -102,7 +102,12 @@ impl Filter {
 ///
 /// # Errors
 /// [`Error::Shape`] for a side, area or stride of 0.
-pub fn adaptive_size(width: usize, height: usize, area: usize, stride: usize) -> Result<(usize, usize), Error> {
+pub fn adaptive_size(
+    width: usize,
+    height: usize,
+    area: usize,
+    stride: usize,
+) -> Result<(usize, usize), Error> {
     if [width, height, area, stride].contains(&0) {
         return Err(Error::Shape {
             what: "size of a picture to make a video of",
@@ -111,7 +116,8 @@ pub fn adaptive_size(width: usize, height: usize, area: usize, stride: usize) ->
         });
     }
     let aspect = height as f64 / width as f64;
-    let side = |ideal: f64| ((ideal / stride as f64).round_ties_even().max(1.0) as usize).saturating_mul(stride);
+    let side =
+        |ideal: f64| ((ideal / stride as f64).round_ties_even().max(1.0) as usize).saturating_mul(stride);
     Ok((side((area as f64 / aspect).sqrt()), side((area as f64 * aspect).sqrt())))
 }
 

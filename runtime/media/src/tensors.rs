@@ -24,7 +24,7 @@ impl Tensors {
             "frames": { "dtype": "U8", "shape": [frames, height, width, 3], "data_offsets": [0, bytes] },
         })
         .to_string();
-        while header.len() % 8 != 0 {
+        while !header.len().is_multiple_of(8) {
             header.push(' ');
         }
         let mut out = BufWriter::new(PendingFile::create(path)?);

@@ -1,17 +1,17 @@
-//! Animated WebP.
+//! Animated WebP. Frames that look the same as their predecessor are stored as one that lasts longer.
 
 use std::io::Write;
 use std::path::Path;
 
-use webp_animation::{Encoder, EncoderOptions, EncodingConfig, EncodingType, LossyEncodingConfig};
 use webp_animation::ColorMode;
+use webp_animation::{Encoder, EncoderOptions, EncodingConfig, EncodingType, LossyEncodingConfig};
 
 use crate::place::PendingFile;
 use crate::sink::{Video, VideoSink};
 use crate::{Error, Frame};
 
 /// libwebp's quality, 0 to 100.
-const QUALITY: f32 = 90.0;
+const QUALITY: f32 = 95.0;
 
 pub(crate) struct Webp {
     video: Video,
@@ -30,6 +30,10 @@ impl Webp {
     pub fn create(path: &Path, video: Video) -> Result<Self, Error> {
         let options = EncoderOptions {
             color_mode: ColorMode::Rgb,
+            // Every frame whole. As differences, areas that change by a level or two at a time would stay
+            // as they were: libwebp takes them for equal, and a slow fade would never be seen.
+            kmin: 0,
+            kmax: 1,
             // Each frame in whichever way is smaller: flat synthetic pictures are so without loss.
             allow_mixed: true,
             encoding_config: Some(EncodingConfig {

@@ -48,33 +48,28 @@ impl Picture {
 
     /// Converts a frame of the picture's size.
     ///
-    /// Chroma samples lie on the left column of each 2 x 2 block, halfway between its rows, which is
-    /// where H.264 puts them when the stream says nothing (chroma_loc 0); hence the filter
-    /// [1 2 1] across and [1 1] down.
+    /// A chroma sample is the mean of its 2 x 2 pixels, as most encoders take it and most players (all
+    /// that interpolate textures, and ffmpeg) give it back.
     pub fn fill(&mut self, frame: &Frame) {
-        let (w, h) = (self.width, self.height);
+        let stride = self.width * 3;
         for (y, px) in self.y.iter_mut().zip(frame.rgb.chunks_exact(3)) {
             let sum = Y[0] * i32::from(px[0]) + Y[1] * i32::from(px[1]) + Y[2] * i32::from(px[2]);
             *y = ((sum + (16 << BITS) + (1 << (BITS - 1))) >> BITS) as u8;
         }
-        for row in 0..h / 2 {
-            let lines = [&frame.rgb[row * 2 * w * 3..][..w * 3], &frame.rgb[(row * 2 + 1) * w * 3..][..w * 3]];
-            for col in 0..w / 2 {
-                let x = col * 2;
-                let mut mean = [0i32; 3];
-                for line in lines {
-                    for (c, mean) in mean.iter_mut().enumerate() {
-                        let at = |x: usize| i32::from(line[x * 3 + c]);
-                        *mean += at(x.saturating_sub(1)) + 2 * at(x) + at(x + 1);
-                    }
-                }
-                // The filter's weights add up to 8, hence three more bits.
+        let mut chroma = self.cb.iter_mut().zip(&mut self.cr);
+        for rows in frame.rgb.chunks_exact(2 * stride) {
+            let (upper, lower) = rows.split_at(stride);
+            let blocks = upper.chunks_exact(6).zip(lower.chunks_exact(6));
+            for ((a, b), (cb, cr)) in blocks.zip(&mut chroma) {
+                let sum =
+                    [0, 1, 2].map(|c| [a[c], a[c + 3], b[c], b[c + 3]].map(i32::from).iter().sum::<i32>());
+                // Four pixels added up, hence two more bits.
                 let project = |k: &[i32; 3]| {
-                    let sum = k[0] * mean[0] + k[1] * mean[1] + k[2] * mean[2];
-                    ((sum + (128 << (BITS + 3)) + (1 << (BITS + 2))) >> (BITS + 3)) as u8
+                    let sum = k[0] * sum[0] + k[1] * sum[1] + k[2] * sum[2];
+                    ((sum + (128 << (BITS + 2)) + (1 << (BITS + 1))) >> (BITS + 2)) as u8
                 };
-                self.cb[row * (w / 2) + col] = project(&CB);
-                self.cr[row * (w / 2) + col] = project(&CR);
+                *cb = project(&CB);
+                *cr = project(&CR);
             }
         }
     }
@@ -99,5 +94,69 @@ impl YUVSource for Picture {
 
     fn v(&self) -> &[u8] {
         &self.cr
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plane(colour: [u8; 3]) -> (u8, u8, u8) {
+        let mut picture = Picture::new(2, 2);
+        picture.fill(&Frame::filled(2, 2, colour).unwrap());
+        (picture.y[3], picture.cb[0], picture.cr[0])
+    }
+
+    #[test]
+    fn colour_bars_have_the_codes_of_the_standard() {
+        // 100% bars in 8 bits, as test signal generators for BT.709 have them.
+        for (rgb, ycc) in [
+            ([255, 255, 255], (235, 128, 128)),
+            ([255, 255, 0], (219, 16, 138)),
+            ([0, 255, 255], (188, 154, 16)),
+            ([0, 255, 0], (173, 42, 26)),
+            ([255, 0, 255], (78, 214, 230)),
+            ([255, 0, 0], (63, 102, 240)),
+            ([0, 0, 255], (32, 240, 118)),
+            ([0, 0, 0], (16, 128, 128)),
+        ] {
+            assert_eq!(plane(rgb), ycc, "{rgb:?}");
+        }
+    }
+
+    #[test]
+    fn every_colour_is_within_half_a_step_of_the_exact_value() {
+        for rgb in (0..=255u8).step_by(15).flat_map(|r| (0..=255u8).map(move |x| [r, x, x.wrapping_mul(7)])) {
+            let [r, g, b] = rgb.map(|v| f64::from(v) / 255.0);
+            let luma = KR * r + KG * g + KB * b;
+            let exact = [
+                16.0 + 219.0 * luma,
+                128.0 + 224.0 * (b - luma) / 1.8556,
+                128.0 + 224.0 * (r - luma) / 1.5748,
+            ];
+            let (y, cb, cr) = plane(rgb);
+            for (found, exact) in [y, cb, cr].into_iter().zip(exact) {
+                assert!((f64::from(found) - exact).abs() <= 0.51, "{rgb:?}: {found} for {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn greys_have_no_colour() {
+        for v in 0..=255 {
+            let (_, cb, cr) = plane([v; 3]);
+            assert_eq!((cb, cr), (128, 128), "{v}");
+        }
+    }
+
+    #[test]
+    fn chroma_is_the_mean_of_its_block_and_luma_is_not() {
+        let mut frame = Frame::filled(4, 2, [0; 3]).unwrap();
+        frame.rgb[3..6].copy_from_slice(&[255, 0, 0]);
+        let mut picture = Picture::new(4, 2);
+        picture.fill(&frame);
+        assert_eq!(picture.y, [16, 63, 16, 16, 16, 16, 16, 16]);
+        assert_eq!((picture.cr[0], picture.cr[1]), (156, 128)); // a quarter of 112 above 128
+        assert_eq!((picture.cb[0], picture.cb[1]), (122, 128)); // a quarter of 26 (25.68) below
     }
 }

@@ -1,1 +1,2 @@
-//! Engine file and prompt to frames.
+//! x
+pub mod backend;

@@ -1,2 +1,91 @@
-//! The one way to do each chore.
-fn main() {}
+//! The one way to do each chore: `cargo xtask --help`.
+
+mod audit;
+mod demo;
+mod r#gen;
+mod python;
+mod suite;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+/// The chores of this workspace
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Every test that needs no GPU: format, lints, generated files, licences, tests, fuzzing
+    Test {
+        /// Seconds for each fuzz target
+        #[arg(long, default_value_t = 20)]
+        fuzz_seconds: u32,
+    },
+    /// Compile the demo checkpoint and make demo.mp4 and a contact sheet
+    Demo,
+    /// Write the generated files: C++ traits of the ops and their documentation
+    Gen {
+        /// Only check that they are up to date
+        #[arg(long)]
+        check: bool,
+    },
+    /// Fuzz the readers of untrusted files
+    Fuzz {
+        /// Seconds for each target
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Check the licences of all dependencies
+    Audit,
+    /// Put ONNX Runtime's library under target/onnxruntime
+    Onnxruntime,
+}
+
+fn main() -> ExitCode {
+    let chore = Cli::parse().chore;
+    let done = match chore {
+        Chore::Test { fuzz_seconds } => suite::test(fuzz_seconds),
+        Chore::Demo => demo::demo(),
+        Chore::Gen { check } => r#gen::run(check),
+        Chore::Fuzz { seconds } => suite::fuzz(seconds),
+        Chore::Audit => audit::run(),
+        Chore::Onnxruntime => python::onnxruntime().map(|path| println!("{}", path.display())),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_path_buf()
+}
+
+/// Runs a command in the root and fails when it does.
+fn run(command: &mut Command) -> Result<()> {
+    let line = format!("{command:?}");
+    let status = command.current_dir(root()).status().with_context(|| format!("cannot start {line}"))?;
+    if !status.success() {
+        bail!("{line} failed: {status}");
+    }
+    Ok(())
+}
+
+/// `cargo` with these arguments.
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments);
+    command
+}

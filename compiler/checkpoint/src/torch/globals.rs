@@ -1,4 +1,5 @@
-//! The names a checkpoint's pickle may use. Everything else is refused when it is named, not when it is called.
+//! The names a checkpoint's pickle may use. Everything else is refused when it is named, not when it is
+//! called.
 
 use crate::DType;
 
@@ -55,8 +56,12 @@ impl Global {
             ("torch.storage", "UntypedStorage") | ("torch", "UntypedStorage") => {
                 Some(Global::Storage(ElementType::Untyped))
             }
-            ("torch.storage", "TypedStorage") => Some(Global::Storage(ElementType::Unsupported("TypedStorage"))),
-            ("torch", _) => storage_class(name).map(Global::Storage).or_else(|| dtype(name).map(Global::DType)),
+            ("torch.storage", "TypedStorage") => {
+                Some(Global::Storage(ElementType::Unsupported("TypedStorage")))
+            }
+            ("torch", _) => {
+                storage_class(name).map(Global::Storage).or_else(|| dtype(name).map(Global::DType))
+            }
             _ => None,
         }
     }

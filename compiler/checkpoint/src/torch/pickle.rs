@@ -1,9 +1,9 @@
 //! A pickle machine that can build dicts, lists, tuples, numbers, text and tensors, and nothing else.
 //!
-//! Python's pickle is a program for a stack machine (CPython, `Lib/pickletools.py`); `torch.save` writes protocol
-//! 2 by default and up to 5 on request. Names outside [`Global`] are refused where they appear. Text, and the
-//! objects that hold it, borrow from the input; objects live in one list and refer to each other by index, so a
-//! cyclic pickle costs nothing.
+//! Python's pickle is a program for a stack machine (CPython, `Lib/pickletools.py`); `torch.save` writes
+//! protocol 2 by default and up to 5 on request. Names outside [`Global`] are refused where they appear.
+//! Text, and the objects that hold it, borrow from the input; objects live in one list and refer to each
+//! other by index, so a cyclic pickle costs nothing.
 
 use std::collections::HashMap;
 
@@ -80,7 +80,7 @@ pub enum PickleError {
 pub(super) enum Value<'p> {
     /// `None`, a float, bytes or an integer of more than 64 bits: nothing that a tensor is made of.
     Other,
-    Bool(bool),
+    Bool,
     Int(i64),
     Text(&'p str),
     Global(Global),
@@ -177,8 +177,7 @@ impl<'p> Machine<'p> {
                     self.push(top)?;
                 }
                 b'N' => self.push(Value::Other)?,
-                0x88 => self.push(Value::Bool(true))?,
-                0x89 => self.push(Value::Bool(false))?,
+                0x88 | 0x89 => self.push(Value::Bool)?,
                 b'J' => {
                     let value = i32::from_le_bytes(self.array()?);
                     self.push(Value::Int(value.into()))?;
@@ -325,7 +324,8 @@ impl<'p> Machine<'p> {
 
     fn memo_get(&mut self, op: u8) -> Result<(), PickleError> {
         let key = if op == b'h' { u32::from(self.byte()?) } else { u32::from_le_bytes(self.array()?) };
-        let value = *self.memo.get(&key).ok_or_else(|| self.malformed("a memo entry that was stored before"))?;
+        let value =
+            *self.memo.get(&key).ok_or_else(|| self.malformed("a memo entry that was stored before"))?;
         self.push(value)
     }
 

@@ -1,8 +1,11 @@
 //! What the allowed names do when a pickle calls them.
 
-use super::globals::{ElementType, Global};
+use super::globals::Global;
 use super::pickle::{MAX_TENSORS, Machine, Object, PickleError, Storage, Tensor, Value};
 use crate::tensor::MAX_RANK;
+
+/// Most arguments any allowed name takes.
+const MAX_ARGS: usize = 8;
 
 /// Calls `callable` with a tuple of arguments (`REDUCE` and `NEWOBJ`).
 pub(super) fn call<'p>(
@@ -14,14 +17,19 @@ pub(super) fn call<'p>(
         return Err(machine.malformed("an allowed name to call"));
     };
     let args = tuple(machine, args)?;
-    match (global, args) {
+    if args.len() > MAX_ARGS {
+        return Err(machine.malformed("the arguments that torch.save writes for this call"));
+    }
+    let args = args.to_vec();
+    match (global, args.as_slice()) {
         (Global::OrderedDict, []) => Ok(machine.add(Object::Dict(vec![]))),
         (Global::OrderedDict, &[pairs]) => ordered_dict(machine, pairs),
-        // The last argument, where there is one more, is metadata such as a conjugate flag; none of it applies
-        // to the types that are read.
+        // The last argument, where there is one more, is metadata such as a conjugate flag; none of it
+        // applies to the types that are read.
         (
             Global::RebuildTensorV2,
-            &[storage, offset, shape, strides, _grad, _hooks] | &[storage, offset, shape, strides, _grad, _hooks, _],
+            &[storage, offset, shape, strides, _grad, _hooks]
+            | &[storage, offset, shape, strides, _grad, _hooks, _],
         ) => tensor(machine, storage, offset, shape, strides, None),
         (
             Global::RebuildTensorV3,
@@ -49,7 +57,8 @@ pub(super) fn storage<'p>(machine: &Machine<'p>, id: Value<'p>) -> Result<Storag
             Value::Text(_),
             Value::Int(numel),
         ] => {
-            let numel = usize::try_from(numel).map_err(|_| machine.malformed("a storage length of at least 0"))?;
+            let numel =
+                usize::try_from(numel).map_err(|_| machine.malformed("a storage length of at least 0"))?;
             Ok(Storage { element, key, numel })
         }
         _ => Err(machine.malformed("a storage id ('storage', class, key, location, length)")),
@@ -72,22 +81,23 @@ fn tuple<'m, 'p>(machine: &'m Machine<'p>, value: Value<'p>) -> Result<&'m [Valu
 
 /// `OrderedDict([[key, value], ...])`.
 fn ordered_dict<'p>(machine: &mut Machine<'p>, pairs: Value<'p>) -> Result<Value<'p>, PickleError> {
-    let Some(Object::List(pairs) | Object::Tuple(pairs)) = object(machine, pairs) else {
-        return Err(machine.malformed("a list of pairs"));
-    };
-    let mut dict = Vec::new();
-    for &pair in pairs {
-        match object(machine, pair) {
-            Some(Object::List(pair) | Object::Tuple(pair)) if pair.len() == 2 => dict.push((pair[0], pair[1])),
-            _ => return Err(machine.malformed("a list of pairs")),
-        }
-        if dict.len() > super::pickle::MAX_STEPS {
-            break;
-        }
-    }
     // The list may be a remembered one, which a short pickle could have copied again and again.
-    machine.charge(dict.len())?;
+    machine.charge(sequence(machine, pairs)?.len())?;
+    let dict = sequence(machine, pairs)?
+        .iter()
+        .map(|&pair| match *sequence(machine, pair)? {
+            [key, value] => Ok((key, value)),
+            _ => Err(machine.malformed("a pair of key and value")),
+        })
+        .collect::<Result<_, _>>()?;
     Ok(machine.add(Object::Dict(dict)))
+}
+
+fn sequence<'m, 'p>(machine: &'m Machine<'p>, value: Value<'p>) -> Result<&'m [Value<'p>], PickleError> {
+    match object(machine, value) {
+        Some(Object::List(items) | Object::Tuple(items)) => Ok(items),
+        _ => Err(machine.malformed("a list")),
+    }
 }
 
 fn tensor<'p>(
@@ -101,7 +111,7 @@ fn tensor<'p>(
     let Some(&Object::Storage(storage)) = object(machine, storage) else {
         return Err(machine.malformed("a storage to make a tensor of"));
     };
-    let element: ElementType = match dtype {
+    let element = match dtype {
         None => storage.element,
         Some(Value::Global(Global::DType(element))) => element,
         Some(_) => return Err(machine.malformed("a dtype")),

@@ -1,0 +1,212 @@
+//! The command `turbo-compile`.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand, ValueHint};
+use indicatif::{ProgressBar, ProgressStyle};
+use turbo_compile::inspect::{self, size};
+use turbo_compile::{Choices, CompileError, Progress, Report, compile};
+use turbo_engine_file::EngineFile;
+
+/// Compiles a Wan video diffusion model into one engine file that turbo-run runs
+#[derive(Parser)]
+#[command(name = "turbo-compile", version, args_conflicts_with_subcommands = true)]
+#[command(after_help = "Exit codes: 0 ok, 2 usage, 3 bad input file, 4 does not fit this machine, 130 interrupted")]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    choices: Choices,
+    /// Recipe file with choices; flags given here win over it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    recipe: Option<PathBuf>,
+    /// Write every choice of this compile to a recipe file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    save_recipe: Option<PathBuf>,
+    /// Print a machine-readable report on standard output
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Also list tensors and files that were not needed
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show what an engine file holds: stages, ops, shapes, sizes, recipe, sources, digests
+    Inspect {
+        /// Engine file
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// Print the manifest as JSON
+        #[arg(long)]
+        json: bool,
+        /// Also check the digest of every entry
+        #[arg(long)]
+        verify: bool,
+    },
+    /// Print a shell completion script
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<CompileError>() {
+        return error.exit_code();
+    }
+    if error.downcast_ref::<turbo_engine_file::Error>().is_some() { 3 } else { 4 }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let out = &mut std::io::stdout();
+    match cli.command {
+        Some(Command::Inspect { file, json, verify }) => {
+            let engine = EngineFile::open(&file)?;
+            if verify {
+                engine.verify()?;
+            }
+            let text = match json {
+                true => serde_json::to_string_pretty(engine.manifest())? + "\n",
+                false => inspect::text(&engine),
+            };
+            out.write_all(text.as_bytes()).context("cannot write to standard output")
+        }
+        Some(Command::Completions { shell }) => {
+            clap_complete::generate(shell, &mut Cli::command(), "turbo-compile", out);
+            Ok(())
+        }
+        Some(Command::Man) => {
+            clap_mangen::Man::new(Cli::command()).render(out).context("cannot write to standard output")
+        }
+        None => compile_command(&cli),
+    }
+}
+
+fn compile_command(cli: &Cli) -> anyhow::Result<()> {
+    let mut choices = cli.choices.clone();
+    if let Some(path) = &cli.recipe {
+        choices = choices.over(Choices::read(path)?);
+    }
+    if choices.model.is_none() && choices.high_noise.is_none() {
+        let what = "no model is given".to_string();
+        let hint = "turbo-compile MODEL, or turbo-compile --recipe recipe.yaml; see --help".to_string();
+        return Err(CompileError::Usage { what, hint }.into());
+    }
+    let mut progress = Bars::new(cli.quiet || cli.json);
+    let cancelled = progress.cancelled.clone();
+    ctrlc::set_handler(move || cancelled.store(true, Ordering::Relaxed))
+        .context("cannot listen for Ctrl-C")?;
+    let report = compile(&choices, &mut progress)?;
+    progress.finish();
+    if let Some(path) = &cli.save_recipe {
+        save(path, &report.choices.to_yaml()?)?;
+    }
+    let text = match cli.json {
+        true => serde_json::to_string_pretty(&report)? + "\n",
+        false if cli.quiet => String::new(),
+        false => summary(&report, cli.verbose),
+    };
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
+}
+
+fn save(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
+    let temporary = path.with_extension("part");
+    std::fs::write(&temporary, text)
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(|cause| CompileError::Io { path: path.to_path_buf(), cause }.into())
+}
+
+fn summary(report: &Report, verbose: bool) -> String {
+    let mut text = format!("{}: {} in {:.1} s", report.output.display(), size(report.bytes), report.total_seconds);
+    let laps: Vec<String> = report.seconds.iter().map(|(name, s)| format!("{name} {s:.2}")).collect();
+    text += &format!(" ({})\n", laps.join(", "));
+    for skipped in &report.skipped {
+        text += &format!("warning: skipped {skipped}\n");
+    }
+    if verbose {
+        for (path, names) in &report.unused {
+            text += &format!("{}: {} tensors not needed\n", path.display(), names.len());
+            for name in names {
+                text += &format!("  {name}\n");
+            }
+        }
+    }
+    text
+}
+
+/// Progress bars on standard error, where that is a terminal.
+struct Bars {
+    bar: Option<ProgressBar>,
+    off: bool,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Bars {
+    fn new(off: bool) -> Self {
+        let off = off || !std::io::stderr().is_terminal();
+        Bars { bar: None, off, cancelled: Arc::default() }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Bars {
+    fn begin(&mut self, what: &str, total: Option<u64>) {
+        self.finish();
+        if self.off {
+            return;
+        }
+        let bar = match total {
+            Some(total) => {
+                let style = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+                let bar = ProgressBar::new(total);
+                match ProgressStyle::with_template(style) {
+                    Ok(style) => bar.with_style(style),
+                    Err(_) => bar,
+                }
+            }
+            None => ProgressBar::new_spinner(),
+        };
+        bar.set_message(what.to_string());
+        bar.enable_steady_tick(std::time::Duration::from_millis(100));
+        self.bar = Some(bar);
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,185 @@
+//! Whole runs of turbo-compile: what it makes, and what it says of bad input.
+
+mod model;
+
+use model::{Model, Tensor, command, demo};
+use serde_json::Value;
+use turbo_engine_file::EngineFile;
+
+#[test]
+fn the_demo_compiles_with_the_model_folder_alone() {
+    let model = Model::new();
+    let run = model.compile(&["--json"]);
+    let engine = EngineFile::open(&run.engine()).unwrap();
+    engine.verify().unwrap();
+    let m = engine.manifest();
+    assert_eq!((m.video.width, m.video.height, m.video.frames, m.video.fps), (208, 112, 33, 16));
+    assert_eq!((m.video.latent, m.video.tokens), ([16, 9, 14, 26], 819));
+    assert_eq!((m.model.dim, m.model.heads, m.model.layers, m.model.ffn_dim), (256, 2, 8, 1024));
+    let names: Vec<&str> = m.stages.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["text_encoder", "dit_context", "dit", "vae_decoder_first", "vae_decoder"]);
+    let recipe = serde_json::to_value(&m.recipe).unwrap();
+    assert_eq!(recipe["attention"]["kind"], "sagesla");
+    assert_eq!(recipe["attention"]["keep_blocks"], 3);
+    assert_eq!(recipe["linear"], "w8a8");
+    let report: Value = serde_json::from_str(&run.stdout()).unwrap();
+    assert_eq!(report["choices"]["size"], "208x112");
+    assert!(report["total_seconds"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn quantised_weights_take_at_most_055_of_the_bf16_file() {
+    let model = Model::new();
+    let engine = EngineFile::open(&model.compile(&[]).engine()).unwrap();
+    let weights = engine.manifest().entries.iter().find(|e| e.path == "weights/dit.safetensors").unwrap();
+    let bf16 = std::fs::metadata(demo().join("dit.safetensors")).unwrap().len();
+    assert!(weights.bytes as f64 <= 0.55 * bf16 as f64, "{} of {bf16}", weights.bytes);
+}
+
+#[test]
+fn the_same_choices_give_the_same_bytes() {
+    let (a, b) = (Model::new(), Model::new());
+    let recipe = a.path("recipe.yaml");
+    let first = a.compile(&["--save-recipe", recipe.to_str().unwrap(), "--topk", "0.5", "--steps", "2"]);
+    let mut second = command();
+    second.args(["--recipe", recipe.to_str().unwrap(), "-o", b.path("again.plan").to_str().unwrap()]);
+    let second = second.output().unwrap();
+    assert!(second.status.success(), "{}", String::from_utf8_lossy(&second.stderr));
+    assert_eq!(std::fs::read(first.engine()).unwrap(), std::fs::read(b.path("again.plan")).unwrap());
+}
+
+#[test]
+fn inspect_shows_what_is_inside() {
+    let model = Model::new();
+    let engine = model.compile(&["--licence", "Apache-2.0"]).engine();
+    let text = command().arg("inspect").arg(&engine).output().unwrap();
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    for part in ["208x112, 33 frames", "dit_context", "TurboSageSla", "weights/dit.safetensors", "Apache-2.0", "sha256"] {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+    let json = command().arg("inspect").arg(&engine).args(["--json", "--verify"]).output().unwrap();
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["schema"], 1);
+}
+
+#[test]
+fn onnx_files_and_weights_are_emitted_on_demand() {
+    let model = Model::new();
+    let folder = model.path("onnx");
+    model.compile(&["--emit-onnx", folder.to_str().unwrap(), "--flavor", "standard"]).engine();
+    for name in ["dit.onnx", "vae_decoder.onnx", "weights/dit.safetensors", "tokenizer.json"] {
+        assert!(folder.join(name).is_file(), "{name}");
+    }
+}
+
+#[test]
+fn choices_that_do_not_fit_are_refused_with_the_nearest_that_do() {
+    let model = Model::new();
+    model.compile(&["--size", "210x112"]).refused(2, &["210x112", "the nearest that fits is 208x112"]);
+    model.compile(&["--frames", "32"]).refused(2, &["32 frames", "29 and 33"]);
+    model.compile(&["--topk", "0.05"]).refused(2, &["13 key blocks keeps none", "hint: at this size the least is --topk 0.08"]);
+    model.compile(&["--topk", "1.5"]).refused(2, &["top-k ratio 1.5"]);
+    model.compile(&["--steps", "5"]).refused(2, &["5 steps", "1 to 4"]);
+    let nothing = command().output().unwrap();
+    assert_eq!(nothing.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("no model is given"));
+    let typo = command().args(["x", "--atention", "sla"]).output().unwrap();
+    assert_eq!(typo.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&typo.stderr).contains("--attention"));
+}
+
+#[test]
+fn every_tensor_is_accounted_for() {
+    let model = Model::new();
+    model.edit("dit.safetensors", |t| drop(t.remove("blocks.3.cross_attn.o.bias")));
+    model.compile(&[]).refused(3, &["dit.safetensors", "blocks.3.cross_attn.o.bias is missing"]);
+
+    let model = Model::new();
+    model.edit("dit.safetensors", |t| {
+        let proj = t["blocks.0.self_attn.attn_op.local_attn.proj_l.weight"].clone();
+        t.insert("blocks.0.self_attn.proj_linear.weight".to_string(), proj);
+    });
+    model.compile(&[]).refused(3, &["blocks.0.self_attn.proj_linear.weight", "has no place"]);
+
+    let model = Model::new();
+    model.edit("vae.safetensors", |t| {
+        let (dtype, _, bytes) = t["decoder.conv1.weight"].clone();
+        t.insert("decoder.conv1.weight".to_string(), (dtype, vec![bytes.len() / 2], bytes));
+    });
+    model.compile(&[]).refused(3, &["vae.safetensors"]);
+}
+
+#[test]
+fn damaged_checkpoints_are_refused() {
+    let model = Model::new();
+    let bytes = std::fs::read(model.path("dit.safetensors")).unwrap();
+    std::fs::write(model.path("dit.safetensors"), &bytes[..bytes.len() - 1000]).unwrap();
+    model.compile(&[]).refused(3, &["dit.safetensors"]);
+
+    let model = Model::new();
+    model.edit("dit.safetensors", |t| {
+        let (_, _, bytes) = t.get_mut("blocks.2.ffn.0.weight").unwrap();
+        bytes[10..12].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    });
+    model.compile(&[]).refused(3, &["blocks.2.ffn.0.weight"]);
+
+    let model = Model::new();
+    std::fs::write(model.path("config.json"), "{").unwrap();
+    model.compile(&[]).refused(3, &["config.json", "not JSON"]);
+
+    let model = Model::new();
+    std::fs::write(model.path("tokenizer.json"), "{}").unwrap();
+    model.compile(&[]).refused(3, &["tokenizer.json"]);
+}
+
+#[test]
+fn wrong_and_mixed_checkpoints_are_named() {
+    // A LoRA given as a model.
+    let model = Model::new();
+    let file = model.path("lora.safetensors");
+    let tensor: Tensor = ("BF16".to_string(), vec![4, 4], vec![0; 32]);
+    let names = ["blocks.0.self_attn.q.lora_A.weight", "blocks.0.self_attn.q.lora_B.weight"];
+    model::write(&file, &names.iter().map(|n| (n.to_string(), tensor.clone())).collect());
+    let run = command().arg(&file).output().unwrap();
+    assert_eq!(run.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&run.stderr).contains("this is a LoRA"));
+
+    // The same network twice, as both experts.
+    let model = Model::new();
+    std::fs::copy(model.path("dit.safetensors"), model.path("low.safetensors")).unwrap();
+    std::fs::rename(model.path("dit.safetensors"), model.path("high.safetensors")).unwrap();
+    model.compile(&[]).refused(3, &["holds the same weights as"]);
+
+    // Two high-noise experts.
+    let model = Model::new();
+    std::fs::copy(model.path("dit.safetensors"), model.path("high_a.safetensors")).unwrap();
+    std::fs::rename(model.path("dit.safetensors"), model.path("high_b.safetensors")).unwrap();
+    model.compile(&[]).refused(2, &["both speak of the high-noise expert", "--low-noise"]);
+
+    // A VAE where the text encoder should be.
+    let model = Model::new();
+    let vae = model.path("vae.safetensors");
+    model.compile(&["--text-encoder", vae.to_str().unwrap()]).refused(3, &["this is a VAE, --text-encoder takes a text encoder"]);
+
+    // Nothing there.
+    let model = Model::new();
+    std::fs::remove_file(model.path("vae.safetensors")).unwrap();
+    model.compile(&[]).refused(2, &["no VAE was found", "--vae FILE"]);
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_refused_at_once() {
+    let model = Model::new();
+    let run = command().arg(model.0.path()).args(["-o", "/no/such/folder/engine.plan"]).output().unwrap();
+    assert_eq!(run.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&run.stderr).contains("/no/such/folder"));
+}
+
+#[test]
+fn completions_and_the_manual_page_are_printed() {
+    for arguments in [&["completions", "bash"][..], &["completions", "zsh"], &["man"]] {
+        let run = command().args(arguments).output().unwrap();
+        assert!(run.status.success());
+        assert!(String::from_utf8_lossy(&run.stdout).contains("turbo-compile"));
+    }
+}

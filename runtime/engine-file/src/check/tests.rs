@@ -1,0 +1,282 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+const SAMPLE: &str = include_str!("../../tests/sample.json");
+
+fn sample() -> Value {
+    serde_json::from_str(SAMPLE).unwrap()
+}
+
+/// The sample with the value at `pointer` replaced, or removed where `value` is `None`.
+fn changed(pointer: &str, value: Option<Value>) -> Vec<u8> {
+    let mut manifest = sample();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    let parent = manifest.pointer_mut(parent).unwrap();
+    match (parent, value) {
+        (Value::Object(map), Some(value)) => drop(map.insert(key.into(), value)),
+        (Value::Object(map), None) => drop(map.shift_remove(key).unwrap()),
+        (Value::Array(list), Some(value)) => list[key.parse::<usize>().unwrap()] = value,
+        (Value::Array(list), None) => drop(list.remove(key.parse().unwrap())),
+        _ => panic!("{pointer} has no parent"),
+    }
+    serde_json::to_vec(&manifest).unwrap()
+}
+
+#[test]
+fn the_sample_is_accepted_and_survives_a_round_trip() {
+    let manifest = parse_manifest(SAMPLE.as_bytes()).unwrap();
+    assert_eq!(manifest.video.latent_mean, [-0.7571, 0.1]);
+    assert_eq!(manifest.stage("dit_high").unwrap().peak_memory_bytes, Some(123_456_789));
+    let again = serde_json::to_vec(&manifest).unwrap();
+    assert_eq!(parse_manifest(&again).unwrap(), manifest);
+    assert_eq!(serde_json::from_slice::<Value>(&again).unwrap(), sample(), "no field is added or lost");
+}
+
+#[test]
+fn every_recipe_can_be_written() {
+    for attention in [
+        json!({"kind": "dense"}),
+        json!({"kind": "sla", "topk": 1.0, "keep_blocks": 13, "block_q": 64, "block_k": 64}),
+        json!({"kind": "sagesla", "topk": 0.1, "keep_blocks": 1, "block_q": 64, "block_k": 128, "pv": "f16"}),
+    ] {
+        let manifest = parse_manifest(&changed("/recipe/attention", Some(attention.clone()))).unwrap();
+        assert_eq!(serde_json::to_value(&manifest.recipe.attention).unwrap(), attention);
+    }
+}
+
+#[test]
+fn other_schemas_are_named_before_anything_else_is_read() {
+    let newer = br#"{"schema": 2, "created_by": {"name": "turbo-compile", "version": "9.1"}, "new": [[1]]}"#;
+    assert_eq!(
+        parse_manifest(newer).unwrap_err().to_string(),
+        "made by turbo-compile 9.1 with manifest schema 2, this build reads schema 1: update turbo-run"
+    );
+    let older = br#"{"schema": 0}"#;
+    assert_eq!(
+        parse_manifest(older).unwrap_err().to_string(),
+        "made by an unknown program with manifest schema 0, this build reads schema 1: \
+         compile the checkpoint again with this version's turbo-compile"
+    );
+    let rude = br#"{"schema": 3, "created_by": {"name": "\u001b[31m"}}"#;
+    assert!(parse_manifest(rude).unwrap_err().to_string().starts_with("made by \\u{1b}[31m with"));
+    let huge = format!(r#"{{"schema": {}}}"#, u64::MAX);
+    assert!(matches!(parse_manifest(huge.as_bytes()), Err(Error::NewerSchema { found: u64::MAX, .. })));
+}
+
+#[test]
+fn broken_json_names_field_and_place() {
+    let unknown = changed("/video/colour", Some(json!("red")));
+    let deep = "[".repeat(100_000);
+    for (json, field, message) in [
+        (&b""[..], "top level", "EOF"),
+        (b"\0\0", "top level", "line 1 column 1"),
+        (b"7", "top level", "invalid type"),
+        (b"{}", "top level", "missing field `schema`"),
+        (b"{\"schema\": \"1\"}", "schema", "invalid type: string \"1\", expected u64"),
+        (b"{\"schema\": -1}", "schema", "invalid value"),
+        (b"{\"schema\": 1, \"schema\": 1}", "top level", "duplicate field"),
+        (b"{\"schema\": 1} x", "end", "trailing characters"),
+        (b"\xff\xfe", "top level", "line 1"),
+        (deep.as_bytes(), "[0]", "invalid type"),
+        (&changed("/video/latent_mean", Some(json!([1e39, 0.0]))), "video.latent_mean[0]", "out of range"),
+        (&unknown, "video.colour", "unknown field `colour`"),
+        (
+            &changed("/stages/0/inputs/0/dtype", Some(json!("f33"))),
+            "stages[0].inputs[0].dtype",
+            "unknown variant",
+        ),
+        (
+            &changed("/stages/0/inputs/0/shape/1", Some(json!(-1))),
+            "stages[0].inputs[0].shape[1]",
+            "invalid value",
+        ),
+        (&changed("/sampling/steps", Some(json!(4.5))), "sampling.steps", "expected u32"),
+        (&changed("/sampling/sigma_max", Some(json!(null))), "sampling.sigma_max", "expected f64"),
+        (&changed("/model/dim", None), "model", "missing field `dim`"),
+        (&changed("/backend/kind", Some(json!("tensorrt"))), "backend.kind", "unknown variant"),
+        (&changed("/recipe/attention/speed", Some(json!(1))), "recipe.attention", "unknown field `speed`"),
+        (
+            &changed("/recipe/attention", Some(json!({"kind": "dense", "topk": 0.1}))),
+            "recipe.attention",
+            "unknown field `topk`",
+        ),
+    ] {
+        match parse_manifest(json) {
+            Err(Error::ManifestSyntax { field: found, message: text }) => {
+                assert_eq!(found, field, "{text}");
+                assert!(text.contains(message), "{field}: {text}");
+            }
+            other => panic!("{field}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn deep_nesting_is_an_error_and_not_a_stack_overflow() {
+    let deep = format!("{{\"schema\": 1, \"created_by\": {}", "[".repeat(1 << 20));
+    match parse_manifest(deep.as_bytes()) {
+        Err(Error::ManifestSyntax { field, message }) => {
+            assert!(field.starts_with("created_by[0]") && field.len() < 150, "{field}");
+            assert!(message.starts_with("recursion limit exceeded"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn values_out_of_range_name_the_field() {
+    let long = "x".repeat(257);
+    let path = |path: &str| json!({"path": path, "bytes": 1, "sha256": "0".repeat(64)});
+    let tensor = |shape: &[u64]| json!({"name": "x", "dtype": "f32", "shape": shape});
+    let state = |name: &str, input: &str, output: &str, shape: &[u64]| json!({"name": name, "input": input, "output": output, "dtype": "f32", "shape": shape});
+    for (pointer, value, field, expected) in [
+        ("/created_by/name", json!(""), "created_by.name", "1 to 256 bytes"),
+        ("/created_by/version", json!("a\u{7}"), "created_by.version", "control characters"),
+        ("/backend/min_version", json!("1"), "backend.min_version", "MAJOR.MINOR"),
+        ("/backend/min_version", json!("1.22.0"), "backend.min_version", "MAJOR.MINOR"),
+        ("/backend/min_version", json!("1.x"), "backend.min_version", "MAJOR.MINOR"),
+        ("/backend/min_version", json!("+1.2"), "backend.min_version", "MAJOR.MINOR"),
+        ("/ops/1/name", json!("TurboInt8Linear"), "ops[1].name", "not in use"),
+        ("/ops/1/version", json!(long), "ops[1].version", "1 to 256 bytes"),
+        ("/model/dim", json!(0), "model.dim", "positive"),
+        ("/model/heads", json!(3), "model.heads", "divisor of dim 256"),
+        ("/model/in_channels", json!(1), "model.in_channels", "at least 2"),
+        ("/model/parameters", json!(0), "model.parameters", "positive"),
+        ("/video/frames", json!(32), "video.frames", "1 plus a multiple of 4"),
+        ("/video/frames", json!(0), "video.frames", "positive"),
+        ("/video/width", json!(200), "video.width", "multiple of 16"),
+        ("/video/height", json!(u32::MAX), "video.height", "multiple of 16"),
+        ("/video/fps", json!(0), "video.fps", "positive"),
+        ("/video/vae_stride", json!([4, 0, 8]), "video.vae_stride", "positive strides"),
+        ("/video/vae_stride/1", json!(u32::MAX), "video.height", "a multiple of 8589934590"),
+        ("/video/latent", json!([2, 9, 14, 27]), "video.latent", "[2, 9, 14, 26]"),
+        ("/video/tokens", json!(820), "video.tokens", "819"),
+        ("/video/latent_mean", json!([0.0]), "video.latent_mean", "2 numbers"),
+        ("/video/latent_std", json!([0.0, 1.0]), "video.latent_std", "positive"),
+        ("/recipe/attention/topk", json!(0.0), "recipe.attention.topk", "above 0"),
+        ("/recipe/attention/topk", json!(1.01), "recipe.attention.topk", "at most 1"),
+        ("/recipe/attention/keep_blocks", json!(0), "recipe.attention.keep_blocks", "1 to 13"),
+        ("/recipe/attention/keep_blocks", json!(14), "recipe.attention.keep_blocks", "1 to 13"),
+        ("/recipe/attention/block_k", json!(0), "recipe.attention.block_k", "positive"),
+        ("/sampling/steps", json!(5), "sampling.steps", "1 to 4"),
+        ("/sampling/sigma_max", json!(-1.0), "sampling.sigma_max", "positive"),
+        ("/sampling/boundary", json!(1.0), "sampling.boundary", "between 0 and 1"),
+        ("/sampling/boundary", json!(null), "sampling.boundary", "because there are two experts"),
+        ("/experts/low", json!(null), "sampling.boundary", "because there is one expert"),
+        ("/experts/high/step", json!("dit"), "experts.high.step", "name of a stage"),
+        ("/experts/low/context", json!("dit"), "experts.low.context", "name of a stage"),
+        ("/tokenizer/entry", json!("t.json"), "tokenizer.entry", "path of an entry"),
+        ("/stages/1/graph", json!("graphs/none.onnx"), "stages[1].graph", "path of an entry"),
+        ("/stages/1/weights/0", json!("weights/none"), "stages[1].weights[0]", "path of an entry"),
+        ("/stages/1/name", json!("text_encoder"), "stages[1].name", "not in use"),
+        ("/stages/1/outputs", json!([]), "stages[1].outputs", "at least one"),
+        ("/stages/1/inputs/1/name", json!("x"), "stages[1].inputs[1].name", "not in use"),
+        ("/stages/1/inputs/0", tensor(&[1, 0]), "stages[1].inputs[0].shape", "positive dimensions"),
+        ("/stages/1/inputs/0", tensor(&[1; 9]), "stages[1].inputs[0].shape", "at most 8"),
+        ("/stages/1/inputs/0", tensor(&[u64::MAX, 2]), "stages[1].inputs[0].shape", "at most 1 TiB"),
+        ("/stages/1/inputs/0", tensor(&[1 << 39]), "stages[1].inputs[0].shape", "at most 1 TiB"),
+        ("/stages/1/peak_memory_bytes", json!(0), "stages[1].peak_memory_bytes", "positive"),
+        ("/stages/3/state/0", state("conv1", "latent", "o", &[1]), "stages[3].state[0].input", "not in use"),
+        ("/stages/3/state/0", state("conv1", "i", "frames", &[1]), "stages[3].state[0].output", "not in use"),
+        ("/stages/4/state/0", state("conv1", "i", "o", &[1]), "stages[4].state[0]", "[1, 2, 2, 14, 26]"),
+        ("/stages/4/state/0", state("conv1", "i", "o", &[0]), "stages[4].state[0].shape", "positive"),
+        ("/entries/0", path("../x"), "entries[0].path", "lead outside"),
+        ("/entries/0", path("/x"), "entries[0].path", "absolute"),
+        ("/entries/0", path("TOKENIZER.json"), "entries[3].path", "not in use"),
+        ("/entries/0", path("manifest.json"), "entries[0].path", "not in use"),
+        ("/entries/0/sha256", json!("0".repeat(63)), "entries[0].sha256", "64 lower-case"),
+        ("/entries/0/sha256", json!("A".repeat(64)), "entries[0].sha256", "64 lower-case"),
+        ("/sources/0/name", json!("/home/me/dit.pth"), "sources[0].name", "without folders"),
+        ("/sources/0/sha256", json!(""), "sources[0].sha256", "64 lower-case"),
+        ("/licence", json!(""), "licence", "bytes of text"),
+        ("/licence", json!("a\u{1b}[2J"), "licence", "control characters"),
+    ] {
+        match parse_manifest(&changed(pointer, Some(value.clone()))) {
+            Err(Error::Manifest { field: found, expected: text, .. }) => {
+                assert_eq!(found, field, "{pointer} = {value}: {text}");
+                assert!(text.contains(expected), "{pointer} = {value}: {text}");
+            }
+            other => panic!("{pointer} = {value}: {other:?}"),
+        }
+    }
+    let video = changed("/video/frames", Some(json!(1)));
+    let text = parse_manifest(&video).unwrap_err().to_string();
+    assert_eq!(text, "manifest.json, video.latent: expected [2, 1, 14, 26], found [2, 9, 14, 26]");
+}
+
+#[test]
+fn numbers_that_json_cannot_hold_are_refused_before_they_are_written() {
+    let sample = parse_manifest(SAMPLE.as_bytes()).unwrap();
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut manifest = sample.clone();
+        manifest.video.latent_mean[1] = bad;
+        let text = manifest.check().unwrap_err().to_string();
+        assert!(text.contains("video.latent_mean: expected finite numbers"), "{text}");
+        let mut manifest = sample.clone();
+        manifest.sampling.sigma_max = bad.into();
+        assert!(manifest.check().unwrap_err().to_string().contains("sampling.sigma_max"));
+    }
+}
+
+#[test]
+fn the_largest_numbers_do_not_overflow() {
+    let mut manifest = sample();
+    manifest["video"] = json!({
+        "width": 4_294_967_280u32, "height": 4_294_967_280u32, "frames": 4_294_967_293u32, "fps": 1,
+        "vae_stride": [4, 8, 8], "latent": [u32::MAX, 1_073_741_824u32, 536_870_910u32, 536_870_910u32],
+        "tokens": 1, "latent_mean": [], "latent_std": []
+    });
+    manifest["model"]["out_channels"] = json!(u32::MAX);
+    let text = parse_manifest(&serde_json::to_vec(&manifest).unwrap()).unwrap_err().to_string();
+    assert!(text.contains("video.latent.shape: expected a tensor of at most 1 TiB"), "{text}");
+}
+
+#[test]
+fn backend_versions_compare_as_numbers() {
+    let backend = Backend { kind: BackendKind::OnnxRuntimeCpu, min_version: "1.22".into() };
+    for version in ["1.22", "1.22.1", "1.100.0", "1.23.0-dev"] {
+        assert!(backend.accepts(version), "{version}");
+    }
+    for version in ["1.21.9", "1.3", "2.22", "0.99", "", "1", "x.y", "1.-3"] {
+        assert!(!backend.accepts(version), "{version}");
+    }
+}
+
+#[test]
+fn the_json_schema_is_up_to_date_and_documents_every_field() {
+    let schema = schemars::schema_for!(Manifest).to_value();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/manifest.schema.json");
+    let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+    if std::env::var_os("TURBO_WRITE_SCHEMA").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    assert!(
+        std::fs::read_to_string(path).unwrap() == text,
+        "manifest.schema.json is stale: TURBO_WRITE_SCHEMA=1 cargo test --release -p turbo-engine-file schema"
+    );
+
+    fn visit(value: &Value, at: &str, fields: &mut usize) {
+        if let Some(properties) = value.get("properties").and_then(Value::as_object) {
+            assert_eq!(value.get("additionalProperties"), Some(&json!(false)), "{at} is open");
+            for (name, property) in
+                properties.iter().filter(|(name, _)| *name != "kind" || at.ends_with("Backend"))
+            {
+                assert!(property.get("description").is_some(), "{at}.{name} has no description");
+                *fields += 1;
+            }
+        }
+        match value {
+            Value::Object(map) => {
+                map.iter().for_each(|(key, value)| visit(value, &format!("{at}/{key}"), fields))
+            }
+            Value::Array(list) => {
+                list.iter().enumerate().for_each(|(i, value)| visit(value, &format!("{at}/{i}"), fields))
+            }
+            _ => {}
+        }
+    }
+    let mut fields = 0;
+    visit(&schema, "", &mut fields);
+    assert!(fields > 70, "the walk saw only {fields} fields");
+}

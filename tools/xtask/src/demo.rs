@@ -1,0 +1,21 @@
+//! The demo: from the checkpoint in models/demo to a video.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{cargo, python, root, run};
+
+/// A caption that the demo checkpoint was not trained on.
+const PROMPT: &str = "A small red circle moves from left to right slowly on a black background.";
+
+/// Builds the commands, compiles models/demo and makes demo.mp4 and demo.png in the current folder's root.
+pub fn demo() -> Result<()> {
+    let library = python::onnxruntime()?;
+    run(&mut cargo(&["build", "--release", "--quiet", "--package", "turbo-compile", "--package", "turbo-run"]))?;
+    let bin = root().join("target/release");
+    run(Command::new(bin.join("turbo-compile")).args(["models/demo", "-o", "demo.plan"]))?;
+    run(Command::new(bin.join("turbo-run"))
+        .args(["demo.plan", "--prompt", PROMPT, "-o", "demo.mp4", "--contact-sheet", "demo.png"])
+        .env("ORT_DYLIB_PATH", library))
+}
