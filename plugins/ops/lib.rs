@@ -8,9 +8,22 @@
 //!
 //! Nothing here does I/O or knows CUDA.
 
+pub mod attention;
+pub mod block_map;
 pub mod cases;
+pub mod common;
+pub mod norm;
+pub mod norm_quantize;
+pub mod norm_rope;
+pub mod quantize;
+pub mod sage_attention;
+pub mod sage_sla;
 pub mod schema;
+pub mod sla;
 pub mod tensor;
+pub mod w8a8_linear;
+pub mod w8a8_linear_quantize;
+pub mod w8a8_linear_residual;
 
 pub use cases::{Case, Rng, Tol};
 pub use schema::{AttrDef, AttrKind, AttrValue, Attrs, Dim, Dims, Op, OpError, TensorDef, Ty};
@@ -20,7 +33,20 @@ pub use tensor::{Data, DataMut, DataRef, Tensor, TensorMut, TensorRef};
 pub const DOMAIN: &str = "turbo";
 
 /// Every op. Adding one is a folder and a line here.
-pub const ALL: &[&Op] = &[];
+pub const ALL: &[&Op] = &[
+    &attention::OP,
+    &block_map::OP,
+    &norm::OP,
+    &norm_quantize::OP,
+    &norm_rope::OP,
+    &quantize::OP,
+    &sage_attention::OP,
+    &sage_sla::OP,
+    &sla::OP,
+    &w8a8_linear::OP,
+    &w8a8_linear_quantize::OP,
+    &w8a8_linear_residual::OP,
+];
 
 /// The op of that name.
 pub fn find(name: &str) -> Option<&'static Op> {

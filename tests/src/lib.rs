@@ -1,1 +1,3 @@
-//! Suites that cross crates.
+//! Suites that cross crates, and what they share.
+
+pub mod demo;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use turbo_engine_file::{EngineFile, Writer};
+use turbo_engine_file::{EngineFile, Writer, machine};
 use turbo_models::Weights;
 use turbo_models::dit::Linear;
 
@@ -39,6 +39,8 @@ pub struct Report {
     pub seconds: Vec<(String, f64)>,
     /// Wall time from start to finished file.
     pub total_seconds: f64,
+    /// Highest resident memory of the process in bytes, mapped files included, where the system tells.
+    pub peak_memory_bytes: Option<u64>,
     /// Tensors that this compile does not need, per file.
     pub unused: BTreeMap<PathBuf, Vec<String>>,
     /// Checkpoints in the folder that were not used, and why.
@@ -184,7 +186,7 @@ pub fn compile(choices: &Choices, progress: &mut dyn Progress) -> Result<Report,
     for (&source, (stored, layout)) in &prepared.weights {
         let entry = entry_of(source, prepared.plan.boundary.is_some());
         progress.begin(&format!("writing {entry}"), Some(layout.total()));
-        write_weights(&mut writer, &entry, stored, layout, progress)?;
+        write_weights(&mut writer, &output, &entry, stored, layout, progress)?;
         sizes.insert(entry, layout.total());
     }
     clock.lap("write weights");
@@ -209,12 +211,14 @@ pub fn compile(choices: &Choices, progress: &mut dyn Progress) -> Result<Report,
         bytes,
         seconds: clock.laps,
         total_seconds: start.elapsed().as_secs_f64(),
+        peak_memory_bytes: machine::peak_memory(),
         weights: sizes,
     })
 }
 
 fn write_weights(
     writer: &mut Writer,
+    target: &Path,
     entry: &str,
     stored: &Stored<'_>,
     layout: &Layout,
@@ -241,16 +245,13 @@ fn write_weights(
         (Ok(()), _) => Ok(()),
         // A failed write is the engine file's to explain; anything else went wrong on the reading side.
         (Err(_), Some(CompileError::Io { cause, .. })) => {
-            Err(CompileError::Io { path: choices_path(writer), cause })
+            Err(CompileError::Io { path: target.to_path_buf(), cause })
         }
         (Err(_), Some(error)) => Err(error),
         (Err(error), None) => Err(error.into()),
     }
 }
 
-fn choices_path(writer: &Writer) -> PathBuf {
-    writer.target().to_path_buf()
-}
 
 /// Copies the entries of an engine file into a folder.
 fn emit(engine: &Path, folder: &Path) -> Result<(), CompileError> {

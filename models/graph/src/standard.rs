@@ -138,6 +138,14 @@ impl Graph {
     pub fn round(&mut self, x: Value) -> Value {
         self.unary("Round", x)
     }
+    /// Largest integer not above.
+    pub fn floor(&mut self, x: Value) -> Value {
+        self.unary("Floor", x)
+    }
+    /// -1, 0 or 1.
+    pub fn sign(&mut self, x: Value) -> Value {
+        self.unary("Sign", x)
+    }
     /// Logistic function.
     pub fn sigmoid(&mut self, x: Value) -> Value {
         self.unary("Sigmoid", x)

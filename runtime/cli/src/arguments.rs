@@ -9,7 +9,9 @@ use turbo_sampler::NoiseKind;
 /// Runs an engine file: a prompt (and an image) to a video
 #[derive(Parser)]
 #[command(name = "turbo-run", version, args_conflicts_with_subcommands = true)]
-#[command(after_help = "Exit codes: 0 ok, 2 usage, 3 bad input file, 4 does not fit this machine, 130 interrupted")]
+#[command(
+    after_help = "Exit codes: 0 ok, 2 usage, 3 bad input file, 4 does not fit this machine, 130 interrupted"
+)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,

@@ -45,7 +45,8 @@ impl Events for Bars {
             Some(units) => ProgressBar::new(units),
             None => ProgressBar::new_spinner(),
         };
-        let style = if units.is_some() { "{msg} [{bar:30}] {pos}/{len} {elapsed}" } else { "{spinner} {msg}" };
+        let style =
+            if units.is_some() { "{msg} [{bar:30}] {pos}/{len} {elapsed}" } else { "{spinner} {msg}" };
         let bar = match ProgressStyle::with_template(style) {
             Ok(style) => bar.with_style(style),
             Err(_) => bar,

@@ -39,9 +39,22 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     match error {
         RunError::Usage { .. } | RunError::Text(_) | RunError::Sampler(_) => 2,
         RunError::EngineFile(_) | RunError::Inconsistent(_) => 3,
-        RunError::Media(error) => if error.is_input() { 3 } else { 4 },
+        RunError::Media(error) => media_code(error),
         RunError::Backend(_) | RunError::Machine { .. } => 4,
         RunError::Interrupted => 130,
+    }
+}
+
+/// Images are input; a format or size that an output cannot have is usage; the rest is this machine's.
+fn media_code(error: &turbo_media::Error) -> u8 {
+    use turbo_media::Error;
+    match error {
+        Error::NotAnImage { .. }
+        | Error::ReadImage { .. }
+        | Error::DecodeImage { .. }
+        | Error::ImageTooLarge { .. } => 3,
+        Error::UnknownOutput { .. } | Error::DoesNotFit { .. } => 2,
+        _ => 4,
     }
 }
 
@@ -66,7 +79,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 
 fn generate(cli: &Cli) -> anyhow::Result<()> {
     let start = Instant::now();
-    let missing = |what: &str| Usage(format!("{what}\nhint: turbo-run engine.plan --prompt \"...\"; see --help"));
+    let missing =
+        |what: &str| Usage(format!("{what}\nhint: turbo-run engine.plan --prompt \"...\"; see --help"));
     let path = cli.engine.as_ref().ok_or_else(|| missing("no engine file is given"))?;
     let prompt = cli.prompt.clone().ok_or_else(|| missing("no prompt is given"))?;
     let file = EngineFile::open(path).map_err(RunError::from)?;

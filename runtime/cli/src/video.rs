@@ -62,7 +62,9 @@ impl Video {
                 send.send(frame).map_err(|_| RunError::Interrupted)
             });
             drop(send);
-            let sink = encoder.join().map_err(|_| RunError::Inconsistent("the video encoder stopped".to_string()))??;
+            let sink = encoder
+                .join()
+                .map_err(|_| RunError::Inconsistent("the video encoder stopped".to_string()))??;
             Ok::<_, RunError>((generated?, sink))
         });
         let (generated, sink) = result?;

@@ -66,8 +66,11 @@ fn refused(output: &Output, code: i32, says: &[&str]) {
 }
 
 fn files(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        std::fs::read_dir(folder).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }
@@ -79,13 +82,25 @@ fn the_demo_runs_and_a_second_run_takes_the_embedding_from_the_cache() {
         (folder.path().join("a.mp4"), folder.path().join("sheet.png"), folder.path().join("cache"));
     let engine = engine().to_str().unwrap();
     let arguments = [
-        engine, "--prompt", PROMPT, "-o", out.to_str().unwrap(), "--contact-sheet", sheet.to_str().unwrap(),
-        "--cache-dir", cache.to_str().unwrap(), "--steps", "2", "--json",
+        engine,
+        "--prompt",
+        PROMPT,
+        "-o",
+        out.to_str().unwrap(),
+        "--contact-sheet",
+        sheet.to_str().unwrap(),
+        "--cache-dir",
+        cache.to_str().unwrap(),
+        "--steps",
+        "2",
+        "--json",
     ];
     let Some(first) = run(&arguments) else { return };
     assert!(first.status.success(), "{}", text(&first.stderr));
     let report = text(&first.stdout);
-    for part in ["\"frames\": 33", "\"steps\": 2", "\"cached_embedding\": false", "prompt_to_file_seconds", "step 2"] {
+    for part in
+        ["\"frames\": 33", "\"steps\": 2", "\"cached_embedding\": false", "prompt_to_file_seconds", "step 2"]
+    {
         assert!(report.contains(part), "`{part}` is not in: {report}");
     }
     let bytes = std::fs::read(&out).unwrap();
@@ -102,7 +117,8 @@ fn seeds_samplers_and_thread_counts_mean_what_they_say() {
     let folder = tempfile::tempdir().unwrap();
     let video = |name: &str, more: &[&str]| {
         let out = folder.path().join(name);
-        let mut arguments = vec![engine().to_str().unwrap(), "-p", PROMPT, "--steps", "1", "--no-cache", "-q"];
+        let mut arguments =
+            vec![engine().to_str().unwrap(), "-p", PROMPT, "--steps", "1", "--no-cache", "-q"];
         let out_text = out.to_str().unwrap().to_string();
         arguments.extend(["-o", &out_text]);
         arguments.extend(more);
@@ -125,11 +141,16 @@ fn damaged_engine_files_are_refused() {
     let damaged = folder.path().join("damaged.plan");
     let mut flipped = whole.clone();
     flipped[whole.len() / 2] ^= 4;
-    let cases: [(&str, &[u8]); 4] =
-        [("empty", &[]), ("truncated", &whole[..whole.len() / 3]), ("flipped", &flipped), ("text", b"hello, I am text")];
+    let cases: [(&str, &[u8]); 4] = [
+        ("empty", &[]),
+        ("truncated", &whole[..whole.len() / 3]),
+        ("flipped", &flipped),
+        ("text", b"hello, I am text"),
+    ];
     for (name, bytes) in cases {
         std::fs::write(&damaged, bytes).unwrap();
-        let output = command().arg(&damaged).args(["-p", PROMPT, "-o", out.to_str().unwrap()]).output().unwrap();
+        let output =
+            command().arg(&damaged).args(["-p", PROMPT, "-o", out.to_str().unwrap()]).output().unwrap();
         refused(&output, 3, &["damaged.plan"]);
         assert_eq!(files(folder.path()), ["damaged.plan"], "{name}");
     }
@@ -152,7 +173,8 @@ fn choices_that_do_not_fit_are_refused() {
     refused(&nowhere, 4, &["/no/such/folder"]);
     let picture = folder.path().join("picture.png");
     std::fs::write(&picture, "not a picture").unwrap();
-    let strange = command().args([engine, "-p", PROMPT, "-o", out, "-i", picture.to_str().unwrap()]).output().unwrap();
+    let strange =
+        command().args([engine, "-p", PROMPT, "-o", out, "-i", picture.to_str().unwrap()]).output().unwrap();
     refused(&strange, 3, &["picture.png"]);
     std::fs::remove_file(&picture).unwrap();
     let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo/truth/00.png");
@@ -165,7 +187,8 @@ fn choices_that_do_not_fit_are_refused() {
     if let Some(output) = run(&[engine, "-p", PROMPT, "-o", out, "--steps", "9"]) {
         refused(&output, 2, &["9", "4"]);
     }
-    let missing = command().args([engine, "-p", PROMPT, "-o", out, "--onnxruntime", "/no/lib.so"]).output().unwrap();
+    let missing =
+        command().args([engine, "-p", PROMPT, "-o", out, "--onnxruntime", "/no/lib.so"]).output().unwrap();
     refused(&missing, 4, &["/no/lib.so"]);
     assert!(files(folder.path()).is_empty(), "{:?}", files(folder.path()));
 }

@@ -36,6 +36,7 @@ mod directory;
 mod error;
 mod file;
 mod layout;
+pub mod machine;
 mod manifest;
 mod name;
 mod sniff;

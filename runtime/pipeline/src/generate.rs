@@ -1,17 +1,17 @@
 //! From prompt to frames.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use turbo_engine_file::{EngineFile, Manifest, Sampler};
+use turbo_engine_file::{EngineFile, Manifest, Sampler, machine};
 use turbo_media::Frame;
-use turbo_sampler::NoiseSource;
+use turbo_sampler::{Expert, NoiseSource};
 use turbo_text::Tokenizer;
 
 use crate::backend::Runtime;
 use crate::stage::{Loaded, Tensor};
-use crate::{EmbeddingCache, Report, RunError, Timing, memory};
+use crate::{EmbeddingCache, Report, RunError, Timing};
 
 /// An opened engine file and the runtime that executes it.
 pub struct Engine {
@@ -98,7 +98,10 @@ impl Engine {
             if have.as_deref() != Some(op.version.as_str()) {
                 let found = have.map_or("does not have it".to_string(), |v| format!("has version {v}"));
                 return Err(RunError::Machine {
-                    what: format!("the engine file needs {} version {}, this turbo-run {found}", op.name, op.version),
+                    what: format!(
+                        "the engine file needs {} version {}, this turbo-run {found}",
+                        op.name, op.version
+                    ),
                     hint: "compile the model again with the turbo-compile of this version".to_string(),
                 });
             }
@@ -197,7 +200,7 @@ impl Run<'_> {
         report.frames = self.decode(&manifest, &latent, frame)?;
         report.parts = self.parts.list;
         report.total_seconds = start.elapsed().as_secs_f64();
-        report.peak_memory_bytes = memory::peak_memory();
+        report.peak_memory_bytes = machine::peak_memory();
         Ok(report)
     }
 
@@ -234,7 +237,7 @@ impl Run<'_> {
         let mut stage = self.load(name)?;
         self.events.begin("text encoder", None);
         let ids = Tensor::i64(vec![1, shape[1]], encoded.ids.clone());
-        let mask = encoded.mask.iter().map(|&m| f32::from(u8::from(m))).collect();
+        let mask = encoded.mask.iter().map(|&m| m as f32).collect();
         let mask = Tensor::f32(vec![1, shape[1]], mask);
         let mut out = stage.run(&[("ids", &ids), ("mask", &mask)])?;
         let text = take(&mut out, "text_emb")?;
@@ -247,15 +250,22 @@ impl Run<'_> {
 
     fn embedding_key(&self, manifest: &Manifest, name: &str, ids: &[i64]) -> String {
         let stage = manifest.stages.iter().find(|stage| stage.name == name);
-        let entries: Vec<&String> = stage.iter().flat_map(|s| [&s.graph].into_iter().chain(&s.weights)).collect();
+        let entries: Vec<&String> =
+            stage.iter().flat_map(|s| [&s.graph].into_iter().chain(&s.weights)).collect();
         let digest = |path: &&&String| manifest.entries.iter().find(|e| e.path == ***path);
-        let digests: Vec<&str> = entries.iter().filter_map(|p| digest(&p)).map(|e| e.sha256.as_str()).collect();
+        let digests: Vec<&str> =
+            entries.iter().filter_map(|p| digest(&p)).map(|e| e.sha256.as_str()).collect();
         EmbeddingCache::key(&digests, ids)
     }
 
     /// Condition `[1, 4 + c, T, H, W]` of image-to-video: a mask of the first frame, and the latents of the
     /// image followed by zero frames (upstream `wan2.2_i2v_infer.py`).
-    fn condition(&mut self, manifest: &Manifest, image: &Frame, precision: Precision) -> Result<Tensor, RunError> {
+    fn condition(
+        &mut self,
+        manifest: &Manifest,
+        image: &Frame,
+        precision: Precision,
+    ) -> Result<Tensor, RunError> {
         let video = &manifest.video;
         let (width, height) = (video.width as usize, video.height as usize);
         let [c, t, h, w] = video.latent.map(|d| d as usize);
@@ -278,7 +288,8 @@ impl Run<'_> {
             let state = first.into_state();
             let mut rest = self.load("vae_encoder")?.with_state(state);
             let stride = video.vae_stride[0] as usize;
-            let black = Tensor::f32(vec![1, 3, stride, height, width], vec![0.0; 3 * stride * height * width]);
+            let black =
+                Tensor::f32(vec![1, 3, stride, height, width], vec![0.0; 3 * stride * height * width]);
             for frame in 1..t {
                 self.check()?;
                 let mut out = rest.run(&[("video", &black)])?;
@@ -312,10 +323,11 @@ impl Run<'_> {
         let elements: usize = shape.iter().product();
         let times = &schedule.times;
         let mut x = turbo_sampler::initial(&request.noise.draw(elements)?, times[0]);
-        let experts = schedule.experts(manifest.sampling.boundary);
-        let mut current: Option<(usize, Loaded, Context)> = None;
-        for (step, &expert) in experts.iter().enumerate() {
+        let steps = schedule.steps();
+        let mut current: Option<(Expert, Loaded, Context)> = None;
+        for step in 0..steps {
             self.check()?;
+            let expert = schedule.expert(step, manifest.sampling.boundary);
             let (mut dit, context) = match current.take() {
                 Some((loaded, dit, context)) if loaded == expert => (dit, context),
                 other => {
@@ -324,12 +336,12 @@ impl Run<'_> {
                     self.expert(manifest, expert, text)?
                 }
             };
-            self.events.begin("denoising", Some(experts.len() as u64));
+            self.events.begin("denoising", Some(steps as u64));
             (0..step).for_each(|_| self.events.advance());
             let mut latent = Tensor::f32(shape.clone(), x.iter().map(|&v| v as f32).collect());
             round(&mut latent, request.precision);
             let timestep = match request.precision {
-                Precision::Bf16 => schedule.timesteps_bf16[step],
+                Precision::Bf16 => schedule.deployed_timesteps[step],
                 Precision::F32 => schedule.timesteps[step],
             };
             let freq_dim = dit.input_shape("time").last().copied().unwrap_or(0);
@@ -341,10 +353,10 @@ impl Run<'_> {
             let velocity = take(&mut out, "velocity")?;
             let (t, next) = (times[step], times[step + 1]);
             match sampler {
-                Sampler::Ode => turbo_sampler::ode_step(&mut x, velocity.as_f32(), t, next),
+                Sampler::Ode => turbo_sampler::ode_step(&mut x, velocity.as_f32(), t, next)?,
                 Sampler::Sde => {
                     let noise = request.noise.draw(elements)?;
-                    turbo_sampler::sde_step(&mut x, velocity.as_f32(), t, next, &noise);
+                    turbo_sampler::sde_step(&mut x, velocity.as_f32(), t, next, &noise)?;
                 }
             }
             self.events.advance();
@@ -355,11 +367,16 @@ impl Run<'_> {
     }
 
     /// Loads an expert and computes its text side.
-    fn expert(&mut self, manifest: &Manifest, expert: usize, text: &Tensor) -> Result<(Loaded, Context), RunError> {
+    fn expert(
+        &mut self,
+        manifest: &Manifest,
+        expert: Expert,
+        text: &Tensor,
+    ) -> Result<(Loaded, Context), RunError> {
         let experts = &manifest.experts;
         let expert = match expert {
-            0 => &experts.high,
-            _ => experts.low.as_ref().unwrap_or(&experts.high),
+            Expert::High => &experts.high,
+            Expert::Low => experts.low.as_ref().unwrap_or(&experts.high),
         };
         let context = match &expert.context {
             Some(name) => {
@@ -415,9 +432,10 @@ impl Run<'_> {
 
 fn check_image(is_i2v: bool, given: bool) -> Result<(), RunError> {
     match (is_i2v, given) {
-        (true, false) => {
-            Err(RunError::usage("this engine file makes videos from an image, and none is given", "add --image FILE"))
-        }
+        (true, false) => Err(RunError::usage(
+            "this engine file makes videos from an image, and none is given",
+            "add --image FILE",
+        )),
         (false, true) => Err(RunError::usage(
             "this engine file makes videos from text alone and cannot use an image",
             "leave --image out, or use an image-to-video engine file",

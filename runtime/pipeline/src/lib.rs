@@ -1,2 +1,17 @@
-//! x
+//! Engine file and prompt to frames.
+//!
+//! [`Engine`] is an opened engine file; [`Engine::generate`] runs its stages one after the other, each loaded
+//! when it is needed and dropped when it is done, and hands finished frames to the caller while the VAE is
+//! still decoding the next ones.
+
 pub mod backend;
+mod cache;
+mod error;
+mod generate;
+mod report;
+mod stage;
+
+pub use cache::EmbeddingCache;
+pub use error::RunError;
+pub use generate::{Engine, Events, Precision, Request, Silent};
+pub use report::{Report, Timing};

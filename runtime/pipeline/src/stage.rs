@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicBool;
 use turbo_engine_file::EngineFile;
 
 use crate::RunError;
-use crate::backend::{BackendError, Bytes, Options, Runtime, Session};
 pub(crate) use crate::backend::Tensor;
+use crate::backend::{BackendError, Bytes, Options, Runtime, Session};
 
 /// States by name; the stages of one streaming network hand them on.
 pub(crate) type State = BTreeMap<String, Tensor>;

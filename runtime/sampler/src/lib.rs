@@ -18,11 +18,13 @@
 //!
 //! The meaning is that of TurboDiffusion's `inference/wan2.1_t2v_infer.py` and `inference/wan2.2_i2v_infer.py`.
 
+mod embedding;
 mod error;
 mod noise;
 mod schedule;
 mod step;
 
+pub use embedding::time_embedding;
 pub use error::Error;
 pub use noise::{CudaGeometry, FileNoise, NoiseKind, NoiseSource, Portable, TorchCuda};
 pub use schedule::{Expert, MAX_STEPS, Schedule, schedule};

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::{audit, cargo, r#gen, python, root, run};
 
 /// Fuzz targets, one per reader of untrusted files.
-const FUZZ_TARGETS: [&str; 4] = ["safetensors_header", "torch_pickle", "engine_zip", "manifest"];
+const FUZZ_TARGETS: [&str; 5] = ["safetensors_header", "torch_pickle", "torch_zip", "engine_zip", "manifest"];
 
 /// Coverage instrumentation of libFuzzer, by flags that stable Rust takes.
 const FUZZ_FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 \
@@ -48,8 +48,12 @@ pub fn fuzz(seconds: u32) -> Result<()> {
     if !crate_dir.join("Cargo.toml").exists() {
         bail!("{} is missing", crate_dir.display());
     }
+    let mut seeds = cargo(&["test", "--release", "--quiet"]);
+    if !seeds.current_dir(&crate_dir).status().context("cannot start cargo")?.success() {
+        bail!("the fuzz targets' seeds are not what they should be");
+    }
     let host = host()?;
-    let mut build = cargo(&["build", "--release", "--target", &host]);
+    let mut build = cargo(&["build", "--release", "--bins", "--target", &host]);
     build.current_dir(&crate_dir).env("RUSTFLAGS", FUZZ_FLAGS);
     let status = build.status().context("cannot start cargo")?;
     if !status.success() {

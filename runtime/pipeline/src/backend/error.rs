@@ -7,23 +7,38 @@ use std::path::PathBuf;
 pub enum BackendError {
     /// The library is nowhere.
     #[error(
-        "ONNX Runtime's library was not found; looked for {name} in {}\nhint: `cargo xtask onnxruntime` fetches it; \
-         or `pip install onnxruntime` and give its capi/{name}... with --onnxruntime",
-        list(looked)
+        "ONNX Runtime's library was not found; looked for {name} in {}\nhint: {}",
+        places(looked, *system),
+        HINT
     )]
     NotFound {
-        /// File name looked for.
+        /// File name looked for, with or without a version.
         name: &'static str,
-        /// Folders looked in.
+        /// Files and folders looked at.
         looked: Vec<PathBuf>,
+        /// Whether the system's loader was asked as well.
+        system: bool,
     },
     /// The library is there and cannot be used.
-    #[error("{}: {cause}\nhint: ONNX Runtime 1.{} or newer for this processor is needed", path.display(), ort::MINOR_VERSION)]
+    #[error("{} cannot be used as ONNX Runtime: {cause}\nhint: {}", path.display(), HINT)]
     Unusable {
         /// The library.
         path: PathBuf,
         /// What its loader says.
         cause: String,
+    },
+    /// The library is older than what this program was written for.
+    #[error(
+        "{} is ONNX Runtime {version}, 1.{} or a newer 1.x is needed\nhint: {}",
+        path.display(),
+        ort::MINOR_VERSION,
+        HINT
+    )]
+    TooOld {
+        /// The library.
+        path: PathBuf,
+        /// Its version.
+        version: String,
     },
     /// Another library was loaded before.
     #[error("ONNX Runtime is loaded from {}, it cannot be loaded from {} as well", loaded.display(), asked.display())]
@@ -69,7 +84,12 @@ pub enum BackendError {
     Other(String),
 }
 
-fn list(paths: &[PathBuf]) -> String {
-    let shown: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+/// How to get a library.
+const HINT: &str = "in a source tree `cargo xtask onnxruntime` fetches it; elsewhere `pip install onnxruntime` \
+    and give the `onnxruntime/capi` folder of that package with --onnxruntime or ORT_DYLIB_PATH";
+
+fn places(looked: &[PathBuf], system: bool) -> String {
+    let mut shown: Vec<String> = looked.iter().map(|p| p.display().to_string()).collect();
+    shown.extend(system.then(|| "the system's library path".to_string()));
     shown.join(", ")
 }

@@ -1,4 +1,5 @@
-//! What the system says about memory; the one module of this crate that knows an operating system.
+//! What the machine says about memory, for reports and for the check whether an engine file fits; the one module
+//! of this crate that knows an operating system.
 
 /// Highest resident memory of this process so far, in bytes, where the system tells.
 pub fn peak_memory() -> Option<u64> {

@@ -1,0 +1,109 @@
+//! `o = softmax(q k^T / sqrt(d)) v`: dense attention without mask.
+//!
+//! Attention Is All You Need, arXiv:1706.03762.
+
+use turbo_graph::{Graph, Value};
+
+use crate::block_map::{BLC, heads_divide};
+use crate::cases::sample_inputs;
+use crate::common::attn::{Form, Prepared, for_each_block, head};
+use crate::common::{attn_expand, attn_reference};
+use crate::sla::{ATTRS, OUTPUTS};
+use crate::{Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
+
+const BSC: &[Dim] = &[Dim::Axis("b"), Dim::Axis("s"), Dim::Axis("c")];
+
+/// Inputs of dense attention.
+pub const INPUTS: &[TensorDef] = &[
+    TensorDef { name: "q", ty: Ty::T, dims: BLC, doc: "queries" },
+    TensorDef { name: "k", ty: Ty::T, dims: BSC, doc: "keys" },
+    TensorDef { name: "v", ty: Ty::T, dims: BSC, doc: "values" },
+];
+
+/// Blocks by which the work is divided where the op has none of its own.
+const BLOCKS: [usize; 2] = [64, 128];
+
+/// The op.
+pub const OP: Op = Op {
+    name: "TurboAttention",
+    version: 1,
+    summary: "o = softmax(q k^T / sqrt(d)) v",
+    doc: "No mask: every query attends to every key.",
+    attrs: &[ATTRS[0]],
+    inputs: INPUTS,
+    outputs: OUTPUTS,
+    constraint: heads_divide,
+    reference: |attrs, inputs| reference(Form::Exact, BLOCKS, attrs, inputs),
+    cpu: |attrs, inputs, outputs| cpu(Form::Exact, BLOCKS, attrs, inputs, outputs),
+    expand: Some(|g, attrs, inputs| expand(Form::Exact, BLOCKS, g, attrs, inputs)),
+    sample: |case| sample_inputs(&OP, case),
+    cases: || cases(|attrs, _| attrs, Tol::Rel(1e-5, "f32 arithmetic")),
+};
+
+/// Dense attention in f64.
+pub fn reference(form: Form, blocks: [usize; 2], attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
+    let [b, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
+    let (heads, s) = (attrs.get_int("heads"), inputs[1].shape[1]);
+    let mut out = vec![0.0; b * l * c];
+    for (batch, h) in (0..b).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+        let qkv = [0, 1, 2].map(|i| attn_reference::head(&inputs[i], heads, batch, h));
+        let rows = attn_reference::attend(form, qkv, blocks, |_| (0..s.div_ceil(blocks[1])).collect());
+        attn_reference::store(&mut out, &rows, [l, c], batch, h);
+    }
+    vec![Tensor::f64(&[b, l, c], out)]
+}
+
+/// Dense attention in f32.
+pub fn cpu(
+    form: Form,
+    blocks: [usize; 2],
+    attrs: &Attrs,
+    inputs: &[TensorRef<'_>],
+    outputs: &mut [TensorMut<'_>],
+) {
+    let [b, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
+    let (heads, s) = (attrs.get_int("heads"), inputs[1].shape[1]);
+    let all: Vec<usize> = (0..s.div_ceil(blocks[1])).collect();
+    let each = (0..b * heads).map(|i| {
+        let qkv = [0, 1, 2].map(|t| head(&inputs[t], heads, i / heads, i % heads));
+        Prepared::new(form, qkv, c / heads, blocks[0], blocks[1])
+    });
+    let prepared: Vec<Prepared> = each.collect();
+    for_each_block(outputs[0].f32(), [b, l, c], heads, blocks[0], |batch, h, block, out| {
+        prepared[batch * heads + h].attend(block, &all, out);
+    });
+}
+
+/// Dense attention in standard operators.
+pub fn expand(form: Form, blocks: [usize; 2], g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
+    let dtype = g.dtype(inputs[0]);
+    let qkv = [0, 1, 2].map(|i| attn_expand::heads(g, inputs[i], attrs.get_int("heads")));
+    let o = attn_expand::attend(g, form, qkv, blocks, None);
+    vec![attn_expand::join(g, o, dtype)]
+}
+
+/// Tokens, keys, heads and head size of the cases; `with` adds an op's own attributes, given the keys' number.
+pub fn cases(with: impl Fn(Attrs, usize) -> Attrs, tol: Tol) -> Vec<Case> {
+    let sizes = [
+        ("one of each", [1, 1, 1, 1, 4]),
+        ("cross", [2, 130, 77, 2, 16]),
+        ("more keys", [1, 33, 512, 1, 64]),
+        ("large", [1, 300, 300, 2, 128]),
+    ];
+    let case = |(name, [b, l, s, heads, d]): (&str, [usize; 5])| Case {
+        name: name.to_string(),
+        attrs: with(Attrs::new().int("heads", heads), s),
+        dims: Dims::of(&[("b", b), ("l", l), ("s", s), ("c", heads * d)]),
+        seed: 41,
+        tol: vec![tol],
+    };
+    sizes.map(case).into()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn kernel_agrees_with_the_reference() {
+        crate::cases::run_cpu_cases(&super::OP).unwrap();
+    }
+}

@@ -1,0 +1,188 @@
+//! Which key blocks each query block attends to: the best by mean-pooled scores.
+//!
+//! TurboDiffusion `SLA/utils.py` (`get_block_map`); SLA, arXiv:2509.24006.
+
+use rayon::prelude::*;
+use turbo_graph::{DType, Graph, Value};
+
+use crate::cases::sample_inputs;
+use crate::common::attn::{head, mean};
+use crate::common::{attn_expand, attn_reference};
+use crate::{
+    AttrDef, AttrKind, Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty,
+};
+
+/// `[b, l, heads * d]`.
+pub const BLC: &[Dim] = &[Dim::Axis("b"), Dim::Axis("l"), Dim::Axis("c")];
+/// Query blocks.
+pub const BLOCKS_Q: Dim = Dim::CeilDiv(&Dim::Axis("l"), &Dim::Attr("block_q"));
+
+/// The op.
+pub const OP: Op = Op {
+    name: "TurboBlockMap",
+    version: 1,
+    summary: "lut = top-k of mean_pool(q) . mean_pool(k - mean(k)), ascending",
+    doc: "Pools average the real rows of a ragged last block. Scores are not scaled. Of equal scores the lower block \
+          wins.",
+    attrs: &[
+        AttrDef { name: "heads", kind: AttrKind::Int, doc: "attention heads" },
+        AttrDef { name: "block_q", kind: AttrKind::Int, doc: "queries of a block" },
+        AttrDef { name: "block_k", kind: AttrKind::Int, doc: "keys of a block" },
+        AttrDef { name: "keep", kind: AttrKind::Int, doc: "key blocks that each query block keeps" },
+    ],
+    inputs: &[
+        TensorDef { name: "q", ty: Ty::T, dims: BLC, doc: "queries" },
+        TensorDef { name: "k", ty: Ty::T, dims: BLC, doc: "keys" },
+    ],
+    outputs: &[TensorDef {
+        name: "lut",
+        ty: Ty::I32,
+        dims: &[Dim::Axis("b"), Dim::Attr("heads"), BLOCKS_Q, Dim::Attr("keep")],
+        doc: "kept key blocks, ascending",
+    }],
+    constraint,
+    reference,
+    cpu,
+    expand: Some(expand),
+    sample,
+    cases,
+};
+
+fn constraint(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
+    let blocks = dims.get("l").div_ceil(attrs.get_int("block_k"));
+    let keep = attrs.get_int("keep");
+    heads_divide(attrs, dims)?;
+    if keep <= blocks { Ok(()) } else { Err(format!("`keep` is {keep}, there are {blocks} key blocks")) }
+}
+
+/// The width is a whole number of heads.
+pub fn heads_divide(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
+    let (c, heads) = (dims.get("c"), attrs.get_int("heads"));
+    if c > 0 && c.is_multiple_of(heads) {
+        Ok(())
+    } else {
+        Err(format!("axis `c` is {c}, which {heads} heads do not divide"))
+    }
+}
+
+/// Indices of the `keep` largest scores, ascending; of equal ones the lower index.
+fn best(scores: &[f64], keep: usize) -> Vec<i32> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    order.truncate(keep);
+    order.sort_unstable();
+    order.into_iter().map(|i| i as i32).collect()
+}
+
+fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
+    let [b, l, _] = [0, 1, 2].map(|i| inputs[0].shape[i]);
+    let [heads, block_q, block_k, keep] = ["heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
+    let mut lut = Vec::new();
+    for (batch, h) in (0..b).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+        let q = attn_reference::head(&inputs[0], heads, batch, h);
+        let mut k = attn_reference::head(&inputs[1], heads, batch, h);
+        let mean = attn_reference::mean(&k);
+        k.iter_mut().for_each(|row| row.iter_mut().zip(&mean).for_each(|(k, m)| *k -= m));
+        let keys: Vec<Vec<f64>> = k.chunks(block_k).map(attn_reference::mean).collect();
+        for block in q.chunks(block_q) {
+            let pooled = attn_reference::mean(block);
+            let scores: Vec<f64> = keys.iter().map(|k| attn_reference::dot(&pooled, k)).collect();
+            lut.extend(best(&scores, keep));
+        }
+    }
+    vec![Tensor::i32(&[b, heads, l.div_ceil(block_q), keep], lut)]
+}
+
+fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+    let [heads, block_q, block_k, keep] = ["heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
+    let [_, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
+    let d = c / heads;
+    let blocks_q = l.div_ceil(block_q);
+    outputs[0].i32().par_chunks_mut((blocks_q * keep).max(1)).enumerate().for_each(|(i, lut)| {
+        let q = head(&inputs[0], heads, i / heads, i % heads);
+        let mut k = head(&inputs[1], heads, i / heads, i % heads);
+        let center = mean(&k, d);
+        k.chunks_exact_mut(d).for_each(|row| row.iter_mut().zip(&center).for_each(|(k, m)| *k -= m));
+        let keys: Vec<Vec<f32>> = k.chunks(block_k * d).map(|block| mean(block, d)).collect();
+        for (block, lut) in q.chunks(block_q * d).zip(lut.chunks_mut(keep)) {
+            let pooled = mean(block, d);
+            let score = |k: &Vec<f32>| pooled.iter().zip(k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+            let scores: Vec<f64> = keys.iter().map(score).collect();
+            lut.copy_from_slice(&best(&scores, keep));
+        }
+    });
+}
+
+/// Means of blocks of rows, `[b, h, blocks, d]`.
+fn pool(g: &mut Graph, x: Value, block: usize) -> Value {
+    let l = g.dim(x, 2);
+    let tiles = attn_expand::blocks(g, x, block);
+    let [b, h, count, _, d] = [0, 1, 2, 3, 4].map(|i| g.dim(tiles, i));
+    let sum = g.reduce_sum(tiles, &[3]);
+    let sum = g.reshape(sum, &[b, h, count, d]);
+    let sizes: Vec<f32> = (0..count).map(|i| block.min(l - i * block) as f32).collect();
+    let sizes = g.constant_f32(&[count, 1], &sizes);
+    g.div(sum, sizes)
+}
+
+fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
+    let [heads, block_q, block_k, keep] = ["heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
+    let q = attn_expand::heads(g, inputs[0], heads);
+    let k = attn_expand::heads(g, inputs[1], heads);
+    let mean = g.reduce_mean(k, &[2]);
+    let k = g.sub(k, mean);
+    let q = pool(g, q, block_q);
+    let k = pool(g, k, block_k);
+    let k = g.transpose(k, &[0, 1, 3, 2]);
+    let scores = g.matmul(q, k);
+    let (_, indices) = g.top_k(scores, keep);
+    // Ascending: TopK of the negated indices, largest first.
+    let negated = g.cast(indices, DType::F32);
+    let negated = g.mul_scalar(negated, -1.0);
+    let (sorted, _) = g.top_k(negated, keep);
+    let sorted = g.mul_scalar(sorted, -1.0);
+    vec![g.cast(sorted, DType::I32)]
+}
+
+fn sample(case: &Case) -> Vec<Tensor> {
+    sample_inputs(&OP, case)
+}
+
+/// Sizes that the attention ops with a block map are tested on: batch, tokens, heads, head size, tiling, kept.
+pub const SIZES: [(&str, [usize; 7]); 7] = [
+    ("one token", [1, 1, 1, 8, 128, 64, 1]),
+    ("less than a block", [1, 40, 2, 16, 128, 64, 1]),
+    ("ragged 128x64", [1, 450, 2, 32, 128, 64, 2]),
+    ("ragged 64x128", [1, 450, 2, 32, 64, 128, 1]),
+    ("batch", [2, 200, 1, 16, 128, 64, 3]),
+    ("all kept", [1, 300, 1, 128, 64, 128, 3]),
+    ("demo", [1, 819, 2, 128, 128, 64, 3]),
+];
+
+fn cases() -> Vec<Case> {
+    let case = |(name, [b, l, heads, d, block_q, block_k, keep]): (&str, [usize; 7])| Case {
+        name: name.to_string(),
+        attrs: Attrs::new()
+            .int("heads", heads)
+            .int("block_q", block_q)
+            .int("block_k", block_k)
+            .int("keep", keep),
+        dims: Dims::of(&[("b", b), ("l", l), ("c", heads * d)]),
+        seed: 21,
+        tol: vec![Tol::Exact],
+    };
+    SIZES.map(case).into()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn kernel_agrees_with_the_reference() {
+        crate::cases::run_cpu_cases(&super::OP).unwrap();
+    }
+
+    #[test]
+    fn of_equal_scores_the_lower_block_wins() {
+        assert_eq!(super::best(&[1.0, 3.0, 3.0, 3.0, 0.0], 2), [1, 2]);
+    }
+}

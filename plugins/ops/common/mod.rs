@@ -1,0 +1,9 @@
+//! What several ops share.
+
+pub mod attn;
+pub mod attn_expand;
+pub mod attn_reference;
+pub mod f8;
+pub mod norm;
+pub mod quant;
+pub mod w8a8;

@@ -1,0 +1,88 @@
+//! `q, s = quantize(norm(x) * scale + shift)`: a norm whose output goes straight into W8A8 linears.
+
+use rayon::prelude::*;
+use turbo_graph::{Graph, Value};
+
+use crate::cases::sample_inputs;
+use crate::common::norm;
+use crate::common::quant::{BLOCK, quantize_rows};
+use crate::norm::{ATTRS, INPUTS, constraint, modulation, norm_cases, reference_norm};
+use crate::quantize;
+use crate::{Attrs, Case, Dim, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
+
+const ROWS: Dim = Dim::Mul(&Dim::Axis("b"), &Dim::Axis("l"));
+const C: Dim = Dim::Axis("c");
+
+/// The op.
+pub const OP: Op = Op {
+    name: "TurboNormQuantize",
+    version: 1,
+    summary: "q, s = quantize(norm(x) * scale + shift)",
+    doc: "TurboNorm followed by TurboQuantize over the flattened tokens, in one pass over memory.",
+    attrs: ATTRS,
+    inputs: INPUTS,
+    outputs: &[
+        TensorDef { name: "q", ty: Ty::I8, dims: &[ROWS, C], doc: "quantised values" },
+        TensorDef {
+            name: "s",
+            ty: Ty::F32,
+            dims: &[Dim::CeilDiv(&ROWS, &Dim::Const(BLOCK)), Dim::CeilDiv(&C, &Dim::Const(BLOCK))],
+            doc: "scale of each 128 x 128 block",
+        },
+    ],
+    constraint,
+    reference,
+    cpu,
+    expand: Some(expand),
+    sample,
+    cases,
+};
+
+fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
+    let y = reference_norm(attrs, inputs);
+    let c = inputs[0].shape[2];
+    quantize::reference_blocks(&y, inputs[0].shape[0] * inputs[0].shape[1], c).into()
+}
+
+fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+    let [q, s] = outputs else { return };
+    let c = inputs[0].shape[2];
+    if c == 0 {
+        return;
+    }
+    let (layer, eps) = (attrs.get_choice("kind") == "layer", attrs.get_float("eps"));
+    let x = inputs[0].f32();
+    let tiles = q.i8().par_chunks_mut(BLOCK * c).zip(s.f32().par_chunks_mut(c.div_ceil(BLOCK)));
+    tiles.enumerate().for_each(|(tile, (q, s))| {
+        let mut rows = vec![0.0; q.len()];
+        for (i, y) in rows.chunks_mut(c).enumerate() {
+            let row = tile * BLOCK + i;
+            let (scale, shift) = modulation(inputs, row);
+            norm::row(layer, eps, &x[row * c..][..c], scale, shift, y);
+        }
+        quantize_rows(&rows, c, q, s);
+    });
+}
+
+fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
+    let y = crate::norm::expand(g, attrs, inputs)[0];
+    let (rows, c) = (g.dim(y, 0) * g.dim(y, 1), g.dim(y, 2));
+    let y = g.reshape(y, &[rows, c]);
+    quantize::expand(g, &Attrs::new(), &[y])
+}
+
+fn sample(case: &Case) -> Vec<Tensor> {
+    sample_inputs(&OP, case)
+}
+
+fn cases() -> Vec<Case> {
+    norm_cases(&[Tol::OffByOne(2e-3, "f32 norm decides ties"), Tol::Rel(2e-6, "f32 arithmetic")])
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn kernel_agrees_with_the_reference() {
+        crate::cases::run_cpu_cases(&super::OP).unwrap();
+    }
+}

@@ -1,0 +1,134 @@
+//! `y = rope(rms_norm(x) * weight)`: RMSNorm over all heads, then rotary embedding within each head.
+
+use rayon::prelude::*;
+use turbo_graph::{DType, Graph, Value};
+
+use crate::cases::sample_inputs;
+use crate::common::norm;
+use crate::{
+    AttrDef, AttrKind, Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty,
+};
+
+const B: Dim = Dim::Axis("b");
+const L: Dim = Dim::Axis("l");
+const C: Dim = Dim::Axis("c");
+const PAIRS: Dim = Dim::Div(&Dim::Div(&C, &Dim::Attr("heads")), &Dim::Const(2));
+
+/// The op.
+pub const OP: Op = Op {
+    name: "TurboNormRope",
+    version: 1,
+    summary: "y = rope(rms_norm(x) * weight)",
+    doc: "The norm runs over the whole width, all heads together. The rotation turns interleaved pairs, \
+          (x0 cos - x1 sin, x0 sin + x1 cos), by one table of angles that all heads share. TurboDiffusion \
+          `rcm/networks/wan2pt1.py`; RoFormer, arXiv:2104.09864.",
+    attrs: &[
+        AttrDef { name: "heads", kind: AttrKind::Int, doc: "attention heads" },
+        AttrDef { name: "eps", kind: AttrKind::Float, doc: "added to the mean square" },
+    ],
+    inputs: &[
+        TensorDef { name: "x", ty: Ty::T, dims: &[B, L, C], doc: "queries or keys" },
+        TensorDef { name: "weight", ty: Ty::F32, dims: &[C], doc: "norm weight" },
+        TensorDef { name: "cos", ty: Ty::F32, dims: &[L, PAIRS], doc: "cosine of each pair's angle" },
+        TensorDef { name: "sin", ty: Ty::F32, dims: &[L, PAIRS], doc: "sine of each pair's angle" },
+    ],
+    outputs: &[TensorDef { name: "y", ty: Ty::T, dims: &[B, L, C], doc: "normalised and turned" }],
+    constraint: crate::schema::no_constraint,
+    reference,
+    cpu,
+    expand: Some(expand),
+    sample,
+    cases,
+};
+
+fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
+    let [b, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
+    let pairs = c / attrs.get_int("heads") / 2;
+    let zero = vec![0.0; c];
+    let mut y = Vec::with_capacity(b * l * c);
+    for row in 0..b * l {
+        let x = &inputs[0].as_f64()[row * c..][..c];
+        let x = norm::reference_row(false, attrs.get_float("eps"), x, inputs[1].as_f64(), &zero);
+        let at = row % l * pairs;
+        for i in 0..c / 2 {
+            let (cos, sin) = (inputs[2].as_f64()[at + i % pairs], inputs[3].as_f64()[at + i % pairs]);
+            y.push(x[2 * i] * cos - x[2 * i + 1] * sin);
+            y.push(x[2 * i] * sin + x[2 * i + 1] * cos);
+        }
+    }
+    vec![Tensor::f64(&inputs[0].shape, y)]
+}
+
+fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+    let [_, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
+    if c == 0 {
+        return;
+    }
+    let d = c / attrs.get_int("heads");
+    let (x, weight, cos, sin) = (inputs[0].f32(), inputs[1].f32(), inputs[2].f32(), inputs[3].f32());
+    let (eps, zero) = (attrs.get_float("eps"), vec![0.0; c]);
+    outputs[0].f32().par_chunks_mut(c).enumerate().for_each(|(row, y)| {
+        norm::row(false, eps, &x[row * c..][..c], weight, &zero, y);
+        let at = row % l * (d / 2);
+        let (cos, sin) = (&cos[at..at + d / 2], &sin[at..at + d / 2]);
+        for head in y.chunks_exact_mut(d) {
+            for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
+                let (a, b) = (pair[0], pair[1]);
+                pair[0] = a * cos - b * sin;
+                pair[1] = a * sin + b * cos;
+            }
+        }
+    });
+}
+
+fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
+    let dtype = g.dtype(inputs[0]);
+    let [b, l, c] = [0, 1, 2].map(|i| g.dim(inputs[0], i));
+    let heads = attrs.get_int("heads");
+    let pairs = g.dim(inputs[2], 1);
+    let x = g.cast(inputs[0], DType::F32);
+    let weight = g.reshape(inputs[1], &[1, c]);
+    let zero = g.constant_f32(&[1, c], &vec![0.0; c]);
+    let rms = Attrs::new().choice("kind", "rms").float("eps", attrs.get_float("eps"));
+    let x = crate::norm::expand(g, &rms, &[x, weight, zero])[0];
+    let x = g.reshape(x, &[b, l, heads, pairs, 2]);
+    let (even, odd) = (g.slice(x, 4, 0, 1), g.slice(x, 4, 1, 2));
+    let cos = g.reshape(inputs[2], &[1, l, 1, pairs, 1]);
+    let sin = g.reshape(inputs[3], &[1, l, 1, pairs, 1]);
+    let turn = |g: &mut Graph, a, b| (g.mul(a, cos), g.mul(b, sin));
+    let (p, q) = turn(g, even, odd);
+    let first = g.sub(p, q);
+    let (p, q) = turn(g, odd, even);
+    let second = g.add(p, q);
+    let y = g.concat(&[first, second], 4);
+    let y = g.reshape(y, &[b, l, c]);
+    vec![g.cast(y, dtype)]
+}
+
+fn sample(case: &Case) -> Vec<Tensor> {
+    sample_inputs(&OP, case)
+}
+
+fn cases() -> Vec<Case> {
+    let case = |name: &str, [b, l, c, heads]: [usize; 4]| Case {
+        name: name.to_string(),
+        attrs: Attrs::new().int("heads", heads).float("eps", 1e-6),
+        dims: Dims::of(&[("b", b), ("l", l), ("c", c)]),
+        seed: 11,
+        tol: vec![Tol::Rel(2e-6, "f32 arithmetic")],
+    };
+    vec![
+        case("tiny", [1, 1, 2, 1]),
+        case("ragged", [2, 37, 3 * 20, 3]),
+        case("wan", [1, 105, 256, 2]),
+        case("large", [1, 819, 1536, 12]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn kernel_agrees_with_the_reference() {
+        crate::cases::run_cpu_cases(&super::OP).unwrap();
+    }
+}

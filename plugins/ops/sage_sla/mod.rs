@@ -1,0 +1,60 @@
+//! `o = sage_sparse_softmax(q, k) v + proj_l(linear_attention(q, k, v))`: sparse-linear attention whose sparse
+//! branch is SageAttention.
+//!
+//! TurboDiffusion `SLA/core.py` (`SageSparseLinearAttention`) over SpargeAttn; see [`crate::common::attn`].
+
+use crate::block_map::heads_divide;
+use crate::common::attn::Form;
+use crate::sla::{ATTRS, INPUTS, OUTPUTS, cases, cpu, expand, reference, sample};
+use crate::{AttrDef, AttrKind, Op, Tol};
+
+/// The type of probabilities and values.
+pub const PV: AttrDef = AttrDef {
+    name: "pv",
+    kind: AttrKind::Choice(&["fp8", "f16"]),
+    doc: "type of probabilities and values: E4M3 (values scaled per channel) or half",
+};
+
+/// What the SageAttention form means, for the ops' documentation.
+pub const SAGE_DOC: &str = "Keys have their mean over all tokens subtracted. Queries and keys become INT8 per block: \
+    scale = max|x| / 127 + 1e-7, rounded half away from zero; sums are exact. Probabilities are 2^(s - max + 8.807) in \
+    E4M3 and values E4M3 per channel at scale max|v| / 2.25 (`pv` fp8), or both half without offset (`pv` f16); the \
+    denominator sums probabilities before rounding. `max` is the row's maximum over all kept keys: a kernel that \
+    rescales by a running maximum differs by FP8 rounding. Order and width of accumulation are free.";
+
+/// The op.
+pub const OP: Op = Op {
+    name: "TurboSageSla",
+    version: 1,
+    summary: "o = sage_sparse_softmax(q, k) v + proj_l(linear_attention(q, k, v))",
+    doc: SAGE_DOC,
+    attrs: &[ATTRS[0], ATTRS[1], ATTRS[2], PV],
+    inputs: INPUTS,
+    outputs: OUTPUTS,
+    constraint: heads_divide,
+    reference: |attrs, inputs| reference(Form::sage(attrs), attrs, inputs),
+    cpu: |attrs, inputs, outputs| cpu(Form::sage(attrs), attrs, inputs, outputs),
+    expand: Some(|g, attrs, inputs| expand(Form::sage(attrs), g, attrs, inputs)),
+    sample: |case| sample(&OP, case),
+    cases: || {
+        let because = "f32 rounding moves values across INT8 and FP8 steps";
+        let mut all = cases(|attrs| attrs.choice("pv", "fp8"), Tol::Rel(5e-3, because));
+        all.extend(cases(|attrs| attrs.choice("pv", "f16"), Tol::Rel(2e-3, because)).into_iter().map(
+            |mut case| {
+                case.name += " f16";
+                case
+            },
+        ));
+        all
+    },
+};
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn kernel_agrees_with_the_reference() {
+        for (name, errors) in crate::cases::run_cpu_cases(&super::OP).unwrap() {
+            println!("{name}: {errors:?}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! `o = sparse_softmax(q k^T / sqrt(d)) v + proj_l(linear_attention(q, k, v))`: sparse-linear attention.
+//!
+//! SLA, arXiv:2509.24006; TurboDiffusion `SLA/core.py` (`SparseLinearAttention`).
+
+use turbo_graph::{Graph, Value};
+
+use crate::block_map::{BLC, BLOCKS_Q, SIZES, heads_divide};
+use crate::cases::sample_inputs;
+use crate::common::attn::{Form, Prepared, for_each_block, head, linear_branch};
+use crate::common::{attn_expand, attn_reference};
+use crate::{
+    AttrDef, AttrKind, Attrs, Case, Data, Dim, Dims, Op, Rng, Tensor, TensorDef, TensorMut, TensorRef, Tol,
+    Ty,
+};
+
+const D: Dim = Dim::Div(&Dim::Axis("c"), &Dim::Attr("heads"));
+
+/// Attributes of tiled attention.
+pub const ATTRS: [AttrDef; 3] = [
+    AttrDef { name: "heads", kind: AttrKind::Int, doc: "attention heads" },
+    AttrDef { name: "block_q", kind: AttrKind::Int, doc: "queries of a block" },
+    AttrDef { name: "block_k", kind: AttrKind::Int, doc: "keys of a block" },
+];
+
+/// Inputs of sparse-linear attention.
+pub const INPUTS: &[TensorDef] = &[
+    TensorDef { name: "q", ty: Ty::T, dims: BLC, doc: "queries" },
+    TensorDef { name: "k", ty: Ty::T, dims: BLC, doc: "keys" },
+    TensorDef { name: "v", ty: Ty::T, dims: BLC, doc: "values" },
+    TensorDef {
+        name: "lut",
+        ty: Ty::I32,
+        dims: &[Dim::Axis("b"), Dim::Attr("heads"), BLOCKS_Q, Dim::Axis("keep")],
+        doc: "kept key blocks, ascending, as TurboBlockMap gives them",
+    },
+    TensorDef { name: "proj_w", ty: Ty::F32, dims: &[D, D], doc: "weight of `proj_l`, shared by all heads" },
+    TensorDef { name: "proj_b", ty: Ty::F32, dims: &[D], doc: "bias of `proj_l`" },
+];
+
+/// Output of self-attention.
+pub const OUTPUTS: &[TensorDef] = &[TensorDef { name: "o", ty: Ty::T, dims: BLC, doc: "attended values" }];
+
+/// The op.
+pub const OP: Op = Op {
+    name: "TurboSla",
+    version: 1,
+    summary: "o = sparse_softmax(q k^T / sqrt(d)) v + proj_l(linear_attention(q, k, v))",
+    doc: "The sparse branch is softmax attention over the kept key blocks. The linear branch covers all keys: \
+          phi(q) (phi(k)^T v) / (1e-5 + phi(q) . sum phi(k)) with phi = softmax over the head's channels, of the keys \
+          as they are. `proj_l` is applied to the linear branch alone.",
+    attrs: &ATTRS,
+    inputs: INPUTS,
+    outputs: OUTPUTS,
+    constraint: heads_divide,
+    reference: |attrs, inputs| reference(Form::Exact, attrs, inputs),
+    cpu: |attrs, inputs, outputs| cpu(Form::Exact, attrs, inputs, outputs),
+    expand: Some(|g, attrs, inputs| expand(Form::Exact, g, attrs, inputs)),
+    sample: |case| sample(&OP, case),
+    cases: || cases(|attrs| attrs, Tol::Rel(1e-5, "f32 arithmetic")),
+};
+
+/// Both branches in f64.
+pub fn reference(form: Form, attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
+    let [b, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
+    let [heads, block_q, block_k] = ["heads", "block_q", "block_k"].map(|n| attrs.get_int(n));
+    let (blocks, keep) = (inputs[3].shape[2], inputs[3].shape[3]);
+    let mut out = vec![0.0; b * l * c];
+    for (batch, h) in (0..b).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+        let qkv = [0, 1, 2].map(|i| attn_reference::head(&inputs[i], heads, batch, h));
+        let kept = |block: usize| {
+            let at = ((batch * heads + h) * blocks + block) * keep;
+            inputs[3].as_i32()[at..at + keep].iter().map(|&i| i as usize).collect()
+        };
+        let linear = attn_reference::linear_branch(qkv.clone(), inputs[4].as_f64(), inputs[5].as_f64());
+        let mut rows = attn_reference::attend(form, qkv, [block_q, block_k], kept);
+        for (row, linear) in rows.iter_mut().zip(&linear) {
+            row.iter_mut().zip(linear).for_each(|(o, l)| *o += l);
+        }
+        attn_reference::store(&mut out, &rows, [l, c], batch, h);
+    }
+    vec![Tensor::f64(&[b, l, c], out)]
+}
+
+/// Both branches in f32.
+pub fn cpu(form: Form, attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+    let [b, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
+    let [heads, block_q, block_k] = ["heads", "block_q", "block_k"].map(|n| attrs.get_int(n));
+    let (blocks, keep, d) = (inputs[3].shape[2], inputs[3].shape[3], c / heads);
+    let (lut, key_blocks) = (inputs[3].i32(), l.div_ceil(block_k));
+    let each = (0..b * heads).map(|i| {
+        let take = || [0, 1, 2].map(|t| head(&inputs[t], heads, i / heads, i % heads));
+        let linear = linear_branch(take(), d, inputs[4].f32(), inputs[5].f32());
+        (Prepared::new(form, take(), d, block_q, block_k), linear)
+    });
+    let prepared: Vec<(Prepared, Vec<f32>)> = each.collect();
+    for_each_block(outputs[0].f32(), [b, l, c], heads, block_q, |batch, h, block, out| {
+        let (head, linear) = &prepared[batch * heads + h];
+        let at = ((batch * heads + h) * blocks + block) * keep;
+        // A block map from elsewhere may hold anything: what is no block is left out.
+        let kept: Vec<usize> = lut[at..at + keep]
+            .iter()
+            .filter_map(|&i| usize::try_from(i).ok().filter(|&i| i < key_blocks))
+            .collect();
+        head.attend(block, &kept, out);
+        let linear = &linear[block * block_q * d..][..out.len()];
+        out.iter_mut().zip(linear).for_each(|(o, l)| *o += l);
+    });
+}
+
+/// Both branches in standard operators.
+pub fn expand(form: Form, g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
+    let [heads, block_q, block_k] = ["heads", "block_q", "block_k"].map(|n| attrs.get_int(n));
+    let dtype = g.dtype(inputs[0]);
+    let key_blocks = g.dim(inputs[1], 1).div_ceil(block_k.max(1));
+    let qkv = [0, 1, 2].map(|i| attn_expand::heads(g, inputs[i], heads));
+    let mask = attn_expand::mask(g, inputs[3], key_blocks);
+    let sparse = attn_expand::attend(g, form, qkv, [block_q, block_k], Some(mask));
+    let linear = attn_expand::linear_branch(g, qkv, inputs[4], inputs[5]);
+    let o = g.add(sparse, linear);
+    vec![attn_expand::join(g, o, dtype)]
+}
+
+/// Normal inputs, keys with an offset per channel, and a random block map.
+pub fn sample(op: &Op, case: &Case) -> Vec<Tensor> {
+    let mut tensors = sample_inputs(op, case);
+    let mut rng = Rng::new(case.seed ^ 0xb10c);
+    let c = case.dims.get("c");
+    if let Data::F64(keys) = &mut tensors[1].data {
+        let offset: Vec<f64> = (0..c).map(|_| 2.0 * rng.normal()).collect();
+        keys.iter_mut().enumerate().for_each(|(i, k)| *k += offset[i % c]);
+    }
+    let key_blocks = case.dims.get("l").div_ceil(case.attrs.get_int("block_k"));
+    let keep = case.dims.get("keep");
+    if let Some(Data::I32(lut)) = tensors.get_mut(3).map(|t| &mut t.data) {
+        for row in lut.chunks_mut(keep.max(1)) {
+            let mut all: Vec<i32> = (0..key_blocks as i32).collect();
+            for i in (1..all.len()).rev() {
+                all.swap(i, (rng.bits() % (i as u64 + 1)) as usize);
+            }
+            all.truncate(keep);
+            all.sort_unstable();
+            row.copy_from_slice(&all);
+        }
+    }
+    tensors
+}
+
+/// Cases over [`SIZES`]; `with` adds an op's own attributes.
+pub fn cases(with: impl Fn(Attrs) -> Attrs, tol: Tol) -> Vec<Case> {
+    let case = |(name, [b, l, heads, d, block_q, block_k, keep]): (&str, [usize; 7])| Case {
+        name: name.to_string(),
+        attrs: with(Attrs::new().int("heads", heads).int("block_q", block_q).int("block_k", block_k)),
+        dims: Dims::of(&[("b", b), ("l", l), ("c", heads * d), ("keep", keep)]),
+        seed: 31,
+        tol: vec![tol],
+    };
+    SIZES.map(case).into()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn kernel_agrees_with_the_reference() {
+        crate::cases::run_cpu_cases(&super::OP).unwrap();
+    }
+}

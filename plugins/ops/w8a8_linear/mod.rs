@@ -1,0 +1,175 @@
+//! `y = activation((q * s) @ (w * ws)^T + bias)`: a linear over INT8 blocks of 128 x 128.
+//!
+//! TurboDiffusion `ops/gemm`: the INT32 sums of a block are exact and scaled in f32; see [`crate::common::w8a8`].
+
+use turbo_graph::{DType, Graph, Value};
+
+use crate::common::quant::BLOCK;
+use crate::common::w8a8::{Operands, gelu_tanh};
+use crate::quantize;
+use crate::schema::DTYPE_ATTR;
+use crate::{
+    AttrDef, AttrKind, Attrs, Case, Dim, Dims, Op, Rng, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty,
+};
+
+/// Rows of activations.
+pub const M: Dim = Dim::Axis("m");
+/// Outputs.
+pub const N: Dim = Dim::Axis("n");
+const K: Dim = Dim::Axis("k");
+const B128: Dim = Dim::Const(BLOCK);
+
+/// The operands of every W8A8 linear.
+pub const INPUTS: [TensorDef; 5] = [
+    TensorDef { name: "q", ty: Ty::I8, dims: &[M, K], doc: "activations" },
+    TensorDef {
+        name: "s",
+        ty: Ty::F32,
+        dims: &[Dim::CeilDiv(&M, &B128), Dim::CeilDiv(&K, &B128)],
+        doc: "activation scale of each 128 x 128 block",
+    },
+    TensorDef { name: "w", ty: Ty::I8, dims: &[N, K], doc: "weights, one row per output" },
+    TensorDef {
+        name: "ws",
+        ty: Ty::F32,
+        dims: &[Dim::CeilDiv(&N, &B128), Dim::CeilDiv(&K, &B128)],
+        doc: "weight scale of each 128 x 128 block",
+    },
+    TensorDef { name: "bias", ty: Ty::F32, dims: &[N], doc: "bias" },
+];
+
+/// The activation after the bias.
+pub const ACTIVATION: AttrDef = AttrDef {
+    name: "activation",
+    kind: AttrKind::Choice(&["none", "gelu_tanh"]),
+    doc: "applied after the bias; GELU with the tanh approximation",
+};
+
+/// The op.
+pub const OP: Op = Op {
+    name: "TurboW8A8Linear",
+    version: 1,
+    summary: "y = activation((q * s) @ (w * ws)^T + bias)",
+    doc: "acc = fma(float(INT32 sum over a 128-wide block of K), s * ws, acc) over the blocks in ascending order, in \
+          f32; then the bias, then the activation. K may end inside a block.",
+    attrs: &[ACTIVATION, DTYPE_ATTR],
+    inputs: &INPUTS,
+    outputs: &[TensorDef { name: "y", ty: Ty::T, dims: &[M, N], doc: "outputs" }],
+    constraint: crate::schema::no_constraint,
+    reference,
+    cpu,
+    expand: Some(expand),
+    sample,
+    cases,
+};
+
+/// `(q * s) @ (w * ws)^T + bias` in f64, then the activation.
+pub fn reference_linear(attrs: &Attrs, inputs: &[Tensor]) -> Vec<f64> {
+    let (m, k, n) = (inputs[0].shape[0], inputs[0].shape[1], inputs[2].shape[0]);
+    let tiles = k.div_ceil(BLOCK);
+    let (q, s, w, ws) = (inputs[0].as_i8(), inputs[1].as_f64(), inputs[2].as_i8(), inputs[3].as_f64());
+    let mut y = vec![0.0; m * n];
+    for i in 0..m {
+        for j in 0..n {
+            let mut sum = inputs[4].as_f64()[j];
+            for x in 0..k {
+                let scale = s[i / BLOCK * tiles + x / BLOCK] * ws[j / BLOCK * tiles + x / BLOCK];
+                sum += f64::from(q[i * k + x]) * f64::from(w[j * k + x]) * scale;
+            }
+            if attrs.get_choice("activation") == "gelu_tanh" {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (sum + 0.044715 * sum.powi(3));
+                sum = 0.5 * sum * (1.0 + inner.tanh());
+            }
+            y[i * n + j] = sum;
+        }
+    }
+    y
+}
+
+fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
+    let shape = [inputs[0].shape[0], inputs[2].shape[0]];
+    vec![Tensor::f64(&shape, reference_linear(attrs, inputs))]
+}
+
+/// Applies the activation in place.
+pub fn activate(attrs: &Attrs, rows: &mut [f32]) {
+    if attrs.get_choice("activation") == "gelu_tanh" {
+        rows.iter_mut().for_each(|v| *v = gelu_tanh(*v));
+    }
+}
+
+fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+    Operands::of(inputs).compute(outputs[0].f32(), |_, rows| activate(attrs, rows));
+}
+
+/// The linear in standard operators, f32 `[m, n]`.
+pub fn expand_linear(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Value {
+    let x = quantize::expand_dequantize(g, inputs[0], inputs[1]);
+    let w = quantize::expand_dequantize(g, inputs[2], inputs[3]);
+    let y = g.gemm(x, w, Some(inputs[4]));
+    if attrs.get_choice("activation") == "gelu_tanh" { g.gelu_tanh(y) } else { y }
+}
+
+fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
+    let y = expand_linear(g, attrs, inputs);
+    let dtype = match attrs.get_choice(DTYPE_ATTR.name) {
+        "bf16" => DType::Bf16,
+        "f16" => DType::F16,
+        _ => DType::F32,
+    };
+    vec![g.cast(y, dtype)]
+}
+
+/// Values of all inputs of a W8A8 op: random INT8, scales that keep outputs near one.
+pub fn sample_op(op: &Op, case: &Case) -> Vec<Tensor> {
+    let mut rng = Rng::new(case.seed);
+    let k = case.dims.get("k") as f64;
+    let mut tensors = crate::cases::sample_inputs(op, case);
+    for (def, tensor) in op.inputs.iter().zip(&mut tensors) {
+        if let ("s" | "ws", crate::Data::F64(values)) = (def.name, &mut tensor.data) {
+            let unit = if def.name == "s" { 1.0 / 74.0 } else { 1.0 / (74.0 * k.sqrt()) };
+            values.iter_mut().for_each(|v| *v = f64::from(((0.5 + rng.uniform()) * unit) as f32));
+        }
+    }
+    tensors
+}
+
+fn sample(case: &Case) -> Vec<Tensor> {
+    sample_op(&OP, case)
+}
+
+/// Sizes that every W8A8 op is tested on; `more` are further axes.
+pub fn linear_cases(attrs: &[Attrs], more: &[(&'static str, usize)], tol: &[Tol]) -> Vec<Case> {
+    let sizes = [
+        ("one value", [1, 1, 1]),
+        ("one row", [1, 130, 256]),
+        ("ragged", [132, 70, 200]),
+        ("blocks", [128, 256, 384]),
+        ("large", [300, 384, 512]),
+    ];
+    let case = |(i, attrs): (usize, &Attrs), (name, [m, n, k]): (&str, [usize; 3])| {
+        let mut dims = vec![("m", m), ("n", n), ("k", k)];
+        dims.extend(more);
+        Case {
+            name: format!("{name} {i}"),
+            attrs: attrs.clone(),
+            dims: Dims::of(&dims),
+            seed: 3 + i as u64,
+            tol: tol.to_vec(),
+        }
+    };
+    attrs.iter().enumerate().flat_map(|a| sizes.map(|size| case(a, size))).collect()
+}
+
+fn cases() -> Vec<Case> {
+    let attrs = |a: &str| Attrs::new().choice("activation", a).choice("dtype", "f32");
+    linear_cases(&[attrs("none"), attrs("gelu_tanh")], &[], &[Tol::Rel(2e-6, "f32 sums of exact blocks")])
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn kernel_agrees_with_the_reference() {
+        crate::cases::run_cpu_cases(&super::OP).unwrap();
+    }
+}

@@ -1,0 +1,71 @@
+//! `yq, ys = quantize(activation((q * s) @ (w * ws)^T + bias))`: a linear whose output feeds the next one.
+
+use turbo_graph::{Graph, Value};
+
+use crate::common::quant::{BLOCK, quantize};
+use crate::common::w8a8::Operands;
+use crate::w8a8_linear::{
+    ACTIVATION, INPUTS, M, N, activate, expand_linear, linear_cases, reference_linear, sample_op,
+};
+use crate::{Attrs, Case, Dim, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
+
+/// The op.
+pub const OP: Op = Op {
+    name: "TurboW8A8LinearQuantize",
+    version: 1,
+    summary: "yq, ys = quantize(activation((q * s) @ (w * ws)^T + bias))",
+    doc: "TurboW8A8Linear followed by TurboQuantize; the output never leaves in full precision.",
+    attrs: &[ACTIVATION],
+    inputs: &INPUTS,
+    outputs: &[
+        TensorDef { name: "yq", ty: Ty::I8, dims: &[M, N], doc: "quantised outputs" },
+        TensorDef {
+            name: "ys",
+            ty: Ty::F32,
+            dims: &[Dim::CeilDiv(&M, &Dim::Const(BLOCK)), Dim::CeilDiv(&N, &Dim::Const(BLOCK))],
+            doc: "scale of each 128 x 128 block",
+        },
+    ],
+    constraint: crate::schema::no_constraint,
+    reference,
+    cpu,
+    expand: Some(expand),
+    sample,
+    cases,
+};
+
+fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
+    let y = reference_linear(attrs, inputs);
+    crate::quantize::reference_blocks(&y, inputs[0].shape[0], inputs[2].shape[0]).into()
+}
+
+fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+    let [q, s] = outputs else { return };
+    let (m, n) = (inputs[0].shape[0], inputs[2].shape[0]);
+    let mut y = vec![0.0; m * n];
+    Operands::of(inputs).compute(&mut y, |_, rows| activate(attrs, rows));
+    quantize(&y, m, n, q.i8(), s.f32());
+}
+
+fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
+    let y = expand_linear(g, attrs, inputs);
+    crate::quantize::expand(g, &Attrs::new(), &[y])
+}
+
+fn sample(case: &Case) -> Vec<Tensor> {
+    sample_op(&OP, case)
+}
+
+fn cases() -> Vec<Case> {
+    let attrs = |a: &str| Attrs::new().choice("activation", a);
+    let tol = [Tol::OffByOne(2e-3, "f32 sums decide ties"), Tol::Rel(2e-6, "f32 sums of exact blocks")];
+    linear_cases(&[attrs("none"), attrs("gelu_tanh")], &[], &tol)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn kernel_agrees_with_the_reference() {
+        crate::cases::run_cpu_cases(&super::OP).unwrap();
+    }
+}
