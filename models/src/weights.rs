@@ -32,6 +32,11 @@ impl<'a> Params<'a> {
         self.weights.info(name).is_some()
     }
 
+    /// Shape of a weight, if there is one of that name.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.weights.info(name).map(|(_, shape)| shape)
+    }
+
     /// A weight in its stored type. A missing one or another shape is a mistake that the graph keeps.
     pub fn stored(&self, g: &mut Graph, name: &str, shape: &[usize]) -> Value {
         match self.weights.info(name) {

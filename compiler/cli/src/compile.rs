@@ -114,7 +114,16 @@ impl<'a> Prepared<'a> {
         Ok(Prepared { plan, stages, weights, unused })
     }
 
-    /// The stage's ONNX file; its external data refers to the weights' entries.
+    /// The stage's ONNX file as the engine file holds it: the runtime has the weights mapped and feeds them.
+    ///
+    /// # Errors
+    /// What ONNX cannot hold.
+    pub fn engine_graph(&self, stage: &Stage) -> Result<Vec<u8>, CompileError> {
+        turbo_onnx::encode_with_weight_inputs(&stage.graph)
+            .map_err(|cause| CompileError::Onnx { stage: stage.name.clone(), cause })
+    }
+
+    /// The stage's ONNX file for any reader; its external data refers to the weights' entries.
     ///
     /// # Errors
     /// What ONNX cannot hold.
@@ -175,7 +184,7 @@ pub fn compile(choices: &Choices, progress: &mut dyn Progress) -> Result<Report,
     turbo_text::Tokenizer::from_bytes(&tokenizer, prepared.plan.dit.text_len).map_err(|error| {
         CompileError::input(&inputs.tokenizer, error.to_string(), "give the tokenizer.json of umT5")
     })?;
-    let graphs = prepared.stages.iter().map(|stage| prepared.onnx(stage)).collect::<Result<Vec<_>, _>>()?;
+    let graphs = prepared.stages.iter().map(|stage| prepared.engine_graph(stage)).collect::<Result<Vec<_>, _>>()?;
     clock.lap("build");
 
     for (stage, graph) in prepared.stages.iter().zip(&graphs) {
@@ -199,7 +208,7 @@ pub fn compile(choices: &Choices, progress: &mut dyn Progress) -> Result<Report,
     }
     writer.finish(manifest)?;
     if let Some(folder) = &choices.emit_onnx {
-        emit(&output, folder)?;
+        emit(&prepared, &output, folder)?;
     }
     clock.lap("finish");
     let bytes = std::fs::metadata(&output).map(|m| m.len()).unwrap_or(0);
@@ -252,21 +261,30 @@ fn write_weights(
     }
 }
 
-
-/// Copies the entries of an engine file into a folder.
-fn emit(engine: &Path, folder: &Path) -> Result<(), CompileError> {
+/// Writes every stage as an ONNX file, and the weights and tokenizer that the engine file holds beside them.
+fn emit(prepared: &Prepared<'_>, engine: &Path, folder: &Path) -> Result<(), CompileError> {
     let file = EngineFile::open(engine)?;
+    let graph = |path: &str| prepared.stages.iter().find(|stage| manifest::graph_entry(&stage.name) == path);
     for entry in &file.manifest().entries {
-        let path = folder.join(&entry.path);
-        let io = |cause| CompileError::Io { path: path.clone(), cause };
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(io)?;
+        match graph(&entry.path) {
+            Some(stage) => put(&folder.join(&entry.path), &prepared.onnx(stage)?)?,
+            None => put(&folder.join(&entry.path), file.bytes(&entry.path)?)?,
         }
-        let temporary = path.with_extension("part");
-        std::fs::write(&temporary, file.bytes(&entry.path)?).map_err(io)?;
-        std::fs::rename(&temporary, &path).map_err(io)?;
     }
     Ok(())
+}
+
+fn put(path: &Path, bytes: &[u8]) -> Result<(), CompileError> {
+    let io = |cause| CompileError::Io { path: path.to_path_buf(), cause };
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(io)?;
+    }
+    let temporary = path.with_extension("part");
+    std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path)).map_err(|cause| {
+        // What cannot be removed could not be written either.
+        drop(std::fs::remove_file(&temporary));
+        io(cause)
+    })
 }
 
 /// Splits wall time into named parts.

@@ -53,11 +53,13 @@ impl Inputs {
         } else if let Some(file) = &choices.model {
             found.push(open(file, Kind::Dit, "MODEL")?);
         }
-        let text_encoder = one(&mut found, Kind::TextEncoder, &choices.text_encoder, "--text-encoder", folder)?;
+        let text_encoder =
+            one(&mut found, Kind::TextEncoder, &choices.text_encoder, "--text-encoder", folder)?;
         let vae = one(&mut found, Kind::Vae, &choices.vae, "--vae", folder)?;
         let dits = transformers(found, choices, &skipped)?;
         let near = dits.first().and_then(|dit| dit.path.parent());
-        let config = [near, folder].into_iter().flatten().find_map(|dir| read_config(&dir.join("config.json")));
+        let config =
+            [near, folder].into_iter().flatten().find_map(|dir| read_config(&dir.join("config.json")));
         let tokenizer = match &choices.tokenizer {
             Some(path) => path.clone(),
             None => find_tokenizer(folder.or(near)).ok_or_else(|| {
@@ -139,7 +141,10 @@ fn transformers(
             if let Some(first) = skipped.first() {
                 what += &format!(" (skipped: {first})");
             }
-            Err(CompileError::usage(what, "give a folder with the model, or the transformer's file, as MODEL"))
+            Err(CompileError::usage(
+                what,
+                "give a folder with the model, or the transformer's file, as MODEL",
+            ))
         }
         1 => Ok(found),
         2 => {
@@ -168,9 +173,9 @@ fn transformers(
 
 /// Two experts must not be one and the same: compares the elements of a tensor that training changes.
 fn distinct(high: &Network, low: &Network) -> Result<(), CompileError> {
-    let same = ["head.modulation", "blocks.0.modulation", "patch_embedding.weight"].iter().all(|name| {
-        matches!((high.tensor(name), low.tensor(name)), (Some(a), Some(b)) if a.bytes() == b.bytes())
-    });
+    let same = ["head.modulation", "blocks.0.modulation", "patch_embedding.weight"].iter().all(
+        |name| matches!((high.tensor(name), low.tensor(name)), (Some(a), Some(b)) if a.bytes() == b.bytes()),
+    );
     if same {
         let what = format!("holds the same weights as {}", high.path.display());
         return Err(CompileError::input(&low.path, what, "the two experts must be different networks"));

@@ -16,7 +16,9 @@ use turbo_engine_file::EngineFile;
 /// Compiles a Wan video diffusion model into one engine file that turbo-run runs
 #[derive(Parser)]
 #[command(name = "turbo-compile", version, args_conflicts_with_subcommands = true)]
-#[command(after_help = "Exit codes: 0 ok, 2 usage, 3 bad input file, 4 does not fit this machine, 130 interrupted")]
+#[command(
+    after_help = "Exit codes: 0 ok, 2 usage, 3 bad input file, 4 does not fit this machine, 130 interrupted"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -141,7 +143,8 @@ fn save(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
 }
 
 fn summary(report: &Report, verbose: bool) -> String {
-    let mut text = format!("{}: {} in {:.1} s", report.output.display(), size(report.bytes), report.total_seconds);
+    let mut text =
+        format!("{}: {} in {:.1} s", report.output.display(), size(report.bytes), report.total_seconds);
     let laps: Vec<String> = report.seconds.iter().map(|(name, s)| format!("{name} {s:.2}")).collect();
     text += &format!(" ({})\n", laps.join(", "));
     for skipped in &report.skipped {

@@ -5,12 +5,12 @@ use turbo_graph::{DType, Graph, Value};
 use turbo_models::dit::{Attention, Linear, PvType, keep_blocks};
 use turbo_models::vae;
 
+use crate::CompileError;
 use crate::choices::{Choices, Sampler};
 use crate::compile::{Prepared, Progress, entry_of};
 use crate::inputs::Inputs;
 use crate::resolve::VAE_STRIDE;
 use crate::stages::{Source, Stage, expert_name};
-use crate::CompileError;
 
 /// Entry of the tokenizer.
 pub(crate) const TOKENIZER_ENTRY: &str = "tokenizer.json";
@@ -107,14 +107,18 @@ pub(crate) fn build(
 }
 
 fn pad_id(plan: &crate::resolve::Plan, tokenizer: &[u8]) -> Result<u32, CompileError> {
-    let tokenizer = turbo_text::Tokenizer::from_bytes(tokenizer, plan.dit.text_len)
-        .map_err(|e| CompileError::usage(e.to_string(), "give the tokenizer.json of umT5 with --tokenizer"))?;
-    Ok(tokenizer.pad_id())
+    let tokenizer = turbo_text::Tokenizer::from_bytes(tokenizer, plan.dit.text_len).map_err(|e| {
+        CompileError::usage(e.to_string(), "give the tokenizer.json of umT5 with --tokenizer")
+    })?;
+    let pad = u32::try_from(tokenizer.pad_id());
+    pad.map_err(|_| CompileError::usage("the tokenizer's <pad> has no id", "give the tokenizer.json of umT5"))
 }
 
 fn ops(stages: &[Stage]) -> Vec<file::Op> {
     let used = |op: &&&turbo_ops::Op| {
-        stages.iter().any(|s| s.graph.nodes().iter().any(|n| n.domain == turbo_ops::DOMAIN && n.op == op.name))
+        stages
+            .iter()
+            .any(|s| s.graph.nodes().iter().any(|n| n.domain == turbo_ops::DOMAIN && n.op == op.name))
     };
     let op = |op: &&turbo_ops::Op| file::Op { name: op.name.to_string(), version: op.version.to_string() };
     turbo_ops::ALL.iter().filter(used).map(op).collect()

@@ -59,8 +59,10 @@ impl Plan {
             .map_err(|e| CompileError::Network { path: vae_path.clone(), cause: e.to_string() })?;
         let hint = "give the files of one model";
         if text_encoder.dim != dit.text_dim {
-            let what =
-                format!("gives text embeddings of {}, the transformer takes {}", text_encoder.dim, dit.text_dim);
+            let what = format!(
+                "gives text embeddings of {}, the transformer takes {}",
+                text_encoder.dim, dit.text_dim
+            );
             return Err(CompileError::input(text_path, what, hint));
         }
         if vae.z_dim != dit.out_dim {
@@ -72,9 +74,7 @@ impl Plan {
             return Err(CompileError::input(vae_path, what, "give the whole VAE, encoder included"));
         }
         let video = |key: &str| whole(json, "video", key);
-        let size = choices.size.or_else(|| {
-            Some(Size { width: video("width")?, height: video("height")? })
-        });
+        let size = choices.size.or_else(|| Some(Size { width: video("width")?, height: video("height")? }));
         let size = size.unwrap_or(match dit.is_i2v() {
             true => Size { width: 1280, height: 720 },
             false => Size { width: 832, height: 480 },
@@ -92,11 +92,17 @@ impl Plan {
         let sigma_max = choices.sigma_max.or_else(|| rcm("sigma_max")?.as_f64());
         let sigma_max = sigma_max.unwrap_or(if dit.is_i2v() { 200.0 } else { 80.0 });
         if !(sigma_max.is_finite() && sigma_max > 0.0) {
-            return Err(CompileError::usage(format!("sigma_max {sigma_max}"), "give a positive number, such as 80"));
+            return Err(CompileError::usage(
+                format!("sigma_max {sigma_max}"),
+                "give a positive number, such as 80",
+            ));
         }
         let boundary = choices.boundary.unwrap_or(0.9);
         if !(boundary > 0.0 && boundary < 1.0) {
-            return Err(CompileError::usage(format!("boundary {boundary}"), "give a time between 0 and 1, such as 0.9"));
+            return Err(CompileError::usage(
+                format!("boundary {boundary}"),
+                "give a time between 0 and 1, such as 0.9",
+            ));
         }
         Ok(Plan {
             recipe,
@@ -158,7 +164,11 @@ fn transformer(inputs: &Inputs) -> Result<dit::Config, CompileError> {
     }
     if configs.len() == 2 && !config.is_i2v() {
         let hint = "two experts are known of Wan 2.2 image-to-video only: give one text-to-video transformer";
-        return Err(CompileError::input(&first.path, "is a text-to-video transformer, given as an expert", hint));
+        return Err(CompileError::input(
+            &first.path,
+            "is a text-to-video transformer, given as an expert",
+            hint,
+        ));
     }
     Ok(config)
 }
@@ -176,7 +186,8 @@ fn fit(size: Size, frames: usize) -> Result<LatentSize, CompileError> {
     }
     if frames % VAE_STRIDE[0] != 1 {
         let low = (frames.saturating_sub(1) / VAE_STRIDE[0]) * VAE_STRIDE[0] + 1;
-        let what = format!("{frames} frames do not fit: the VAE takes 1 plus a multiple of {}", VAE_STRIDE[0]);
+        let what =
+            format!("{frames} frames do not fit: the VAE takes 1 plus a multiple of {}", VAE_STRIDE[0]);
         let hint = match frames {
             0 => "the least is 1".to_string(),
             _ => format!("the nearest that fit are {low} and {}", low + VAE_STRIDE[0]),
@@ -212,12 +223,16 @@ fn recipe(
         let what = "the checkpoint's linears are quantised already, --linear bf16 cannot be had from it";
         return Err(CompileError::usage(what, "use --linear w8a8, or the checkpoint before quantisation"));
     }
-    let from_json =
-        whole(json, "sla", "block_q").zip(whole(json, "sla", "block_k")).map(|(q, k)| Tiling { block_q: q, block_k: k });
+    let from_json = whole(json, "sla", "block_q")
+        .zip(whole(json, "sla", "block_k"))
+        .map(|(q, k)| Tiling { block_q: q, block_k: k });
     let tiling = choices.tiling.or(from_json).unwrap_or(default.tiling);
     let topk = choices.topk.or_else(|| sla("topk")?.as_f64()).unwrap_or(default.topk);
     if !(topk > 0.0 && topk <= 1.0) {
-        return Err(CompileError::usage(format!("top-k ratio {topk}"), "give a share in (0, 1], such as 0.1"));
+        return Err(CompileError::usage(
+            format!("top-k ratio {topk}"),
+            "give a share in (0, 1], such as 0.1",
+        ));
     }
     if sparse && keep_blocks(topk, tokens, tiling.block_k) == 0 {
         let blocks = tokens.div_ceil(tiling.block_k);

@@ -10,8 +10,8 @@ use turbo_models::Weights;
 use turbo_models::dit::Linear;
 use turbo_ops::{Attrs, DataRef, TensorRef};
 
-use crate::network::{Kind, Network};
 use crate::CompileError;
+use crate::network::{Kind, Network};
 
 /// Rows of a weight that are quantised at a time: one row of blocks.
 const BLOCK: usize = 128;
@@ -127,7 +127,8 @@ impl<'a> Stored<'a> {
 
     /// Number of weights elements, blocks' scales aside.
     pub fn parameters(&self) -> u64 {
-        let weights = self.entries.iter().filter(|(name, e)| e.form != Form::Scale && !name.ends_with(".scale"));
+        let weights =
+            self.entries.iter().filter(|(name, e)| e.form != Form::Scale && !name.ends_with(".scale"));
         weights.map(|(_, e)| e.shape.iter().product::<usize>() as u64).sum()
     }
 
@@ -141,8 +142,7 @@ impl<'a> Stored<'a> {
         for &name in &order {
             let entry = &self.entries[name];
             let end = at + entry.bytes() as u64;
-            let tensor =
-                json!({"dtype": safetensors_name(entry.dtype), "shape": entry.shape, "data_offsets": [at, end]});
+            let tensor = json!({"dtype": safetensors_name(entry.dtype), "shape": entry.shape, "data_offsets": [at, end]});
             header.insert(name.clone(), tensor);
             spans.insert(name.clone(), (at, end - at));
             at = end;
@@ -175,7 +175,7 @@ impl<'a> Stored<'a> {
         for name in &layout.order {
             let entry = &self.entries[name];
             let Some(tensor) = self.network.tensor(&entry.from) else { continue };
-            if entry.form != Form::Int8 && tensor.dtype.is_float() {
+            if entry.form != Form::Int8 && is_float(tensor.dtype) {
                 check_finite(&tensor)?;
             }
             match entry.form {
@@ -210,11 +210,9 @@ impl<'a> Stored<'a> {
             let rows = widen(tensor.dtype, rows);
             let shape = [rows.len() / columns, columns];
             let input = TensorRef { shape: &shape, data: DataRef::F32(&rows) };
-            let out_tensors =
-                turbo_ops::quantize::OP.run(&Attrs::new(), &[input]).map_err(|cause| CompileError::Network {
-                    path: self.network.path.clone(),
-                    cause: cause.to_string(),
-                })?;
+            let out_tensors = turbo_ops::quantize::OP.run(&Attrs::new(), &[input]).map_err(|cause| {
+                CompileError::Network { path: self.network.path.clone(), cause: cause.to_string() }
+            })?;
             let (q, scale) = (out_tensors[0].view(), out_tensors[1].view());
             let written: &[u8] = match entry.form {
                 Form::Int8 => bytemuck::cast_slice(q.i8()),
@@ -258,11 +256,17 @@ fn is_block_linear(stem: &str, shape: &[usize]) -> bool {
 fn widen(dtype: SourceType, bytes: &[u8]) -> Vec<f32> {
     let pairs = || bytes.as_chunks::<2>().0.iter();
     match dtype {
-        SourceType::Bf16 => pairs().map(|&b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)).collect(),
+        SourceType::Bf16 => {
+            pairs().map(|&b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)).collect()
+        }
         SourceType::F16 => pairs().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect(),
         SourceType::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
         _ => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
     }
+}
+
+fn is_float(dtype: SourceType) -> bool {
+    matches!(dtype, SourceType::F64 | SourceType::F32 | SourceType::F16 | SourceType::Bf16)
 }
 
 fn safetensors_name(dtype: DType) -> &'static str {
@@ -278,4 +282,3 @@ fn safetensors_name(dtype: DType) -> &'static str {
         DType::Bool => "BOOL",
     }
 }
-

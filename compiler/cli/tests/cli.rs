@@ -54,7 +54,14 @@ fn inspect_shows_what_is_inside() {
     let engine = model.compile(&["--licence", "Apache-2.0"]).engine();
     let text = command().arg("inspect").arg(&engine).output().unwrap();
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
-    for part in ["208x112, 33 frames", "dit_context", "TurboSageSla", "weights/dit.safetensors", "Apache-2.0", "sha256"] {
+    for part in [
+        "208x112, 33 frames",
+        "dit_context",
+        "TurboSageSla",
+        "weights/dit.safetensors",
+        "Apache-2.0",
+        "sha256",
+    ] {
         assert!(text.contains(part), "`{part}` is not in: {text}");
     }
     let json = command().arg("inspect").arg(&engine).args(["--json", "--verify"]).output().unwrap();
@@ -77,7 +84,9 @@ fn choices_that_do_not_fit_are_refused_with_the_nearest_that_do() {
     let model = Model::new();
     model.compile(&["--size", "210x112"]).refused(2, &["210x112", "the nearest that fits is 208x112"]);
     model.compile(&["--frames", "32"]).refused(2, &["32 frames", "29 and 33"]);
-    model.compile(&["--topk", "0.05"]).refused(2, &["13 key blocks keeps none", "hint: at this size the least is --topk 0.08"]);
+    model
+        .compile(&["--topk", "0.05"])
+        .refused(2, &["13 key blocks keeps none", "hint: at this size the least is --topk 0.08"]);
     model.compile(&["--topk", "1.5"]).refused(2, &["top-k ratio 1.5"]);
     model.compile(&["--steps", "5"]).refused(2, &["5 steps", "1 to 4"]);
     let nothing = command().output().unwrap();
@@ -159,7 +168,9 @@ fn wrong_and_mixed_checkpoints_are_named() {
     // A VAE where the text encoder should be.
     let model = Model::new();
     let vae = model.path("vae.safetensors");
-    model.compile(&["--text-encoder", vae.to_str().unwrap()]).refused(3, &["this is a VAE, --text-encoder takes a text encoder"]);
+    model
+        .compile(&["--text-encoder", vae.to_str().unwrap()])
+        .refused(3, &["this is a VAE, --text-encoder takes a text encoder"]);
 
     // Nothing there.
     let model = Model::new();

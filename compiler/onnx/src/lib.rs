@@ -2,12 +2,14 @@
 
 mod proto;
 
+use std::collections::{BTreeSet, HashSet};
+
 use prost::Message;
 use proto::{
     Attribute, Dimension, Entry, GraphProto, Model, NodeProto, OperatorSet, Shape, TensorProto, TensorType,
     TypeProto, ValueInfo,
 };
-use turbo_graph::{Attr, DType, Graph, Initializer, Node, Payload, Value};
+use turbo_graph::{Attr, DType, Graph, Node, Payload, Value};
 
 /// Version of the standard operators that graphs are built from: the first with `Gelu`.
 pub const OPSET: i64 = 20;
@@ -80,32 +82,57 @@ pub enum OnnxError {
     TooLarge(usize),
 }
 
-/// The ONNX file of a graph: small constants inside, weights as external data.
+/// The ONNX file of a graph for any reader: small constants inside, weights as external data.
 ///
 /// # Errors
 /// Weights without a fitting place, shapes beyond 63 bits, a graph of more than 2 GiB.
 pub fn encode(graph: &Graph, places: &dyn WeightPlaces) -> Result<Vec<u8>, OnnxError> {
-    encode_within(graph, places, MAX_BYTES)
+    encode_within(graph, Some(places), MAX_BYTES)
 }
 
-fn encode_within(graph: &Graph, places: &dyn WeightPlaces, limit: usize) -> Result<Vec<u8>, OnnxError> {
+/// The ONNX file of a graph for a runtime that has the weights mapped: each weight is a graph input of its name,
+/// after the graph's own inputs. Every version of ONNX Runtime reads inputs where they lie; external data it
+/// copies, or reads only from files of their own.
+///
+/// # Errors
+/// Shapes beyond 63 bits, a graph of more than 2 GiB.
+pub fn encode_with_weight_inputs(graph: &Graph) -> Result<Vec<u8>, OnnxError> {
+    encode_within(graph, None, MAX_BYTES)
+}
+
+fn encode_within(
+    graph: &Graph,
+    places: Option<&dyn WeightPlaces>,
+    limit: usize,
+) -> Result<Vec<u8>, OnnxError> {
     for value in graph.values() {
         byte_size(graph, value)?;
     }
-    let mut domains: Vec<&str> =
-        graph.nodes().iter().map(|n| n.domain.as_str()).filter(|d| !d.is_empty()).collect();
-    domains.sort_unstable();
-    domains.dedup();
+    let nodes = order(graph);
+    let domains: BTreeSet<&str> = nodes.iter().map(|n| n.domain.as_str()).filter(|d| !d.is_empty()).collect();
     let mut opset_import = vec![OperatorSet { domain: String::new(), version: OPSET }];
     opset_import.extend(domains.iter().map(|d| OperatorSet { domain: d.to_string(), version: CUSTOM_OPSET }));
-    let initializer = graph.initializers().iter().map(|i| tensor(graph, i, places));
-    let inner = graph.nodes().iter().flat_map(|n| &n.outputs).filter(|v| !graph.outputs().contains(v));
-    let infos = |values: &[Value]| values.iter().map(|&v| value_info(graph, v)).collect();
+    let infos = |values: &[Value]| values.iter().map(|&v| value_info(graph, v)).collect::<Vec<_>>();
+    let mut input = infos(graph.inputs());
+    let mut initializer = Vec::new();
+    for i in graph.initializers() {
+        match (&i.payload, places) {
+            (Payload::Inline(bytes), _) => {
+                initializer.push(TensorProto { raw_data: Some(bytes.clone()), ..tensor(graph, i.value) });
+            }
+            (Payload::Weight(name), Some(places)) => {
+                initializer.push(external(graph, i.value, name, places)?);
+            }
+            (Payload::Weight(_), None) => input.push(value_info(graph, i.value)),
+        }
+    }
+    let outputs: HashSet<Value> = graph.outputs().iter().copied().collect();
+    let inner = nodes.iter().flat_map(|n| &n.outputs).filter(|v| !outputs.contains(v));
     let proto = GraphProto {
-        node: graph.nodes().iter().map(|n| node(graph, n)).collect(),
+        node: nodes.iter().map(|n| node(graph, n)).collect(),
         name: graph.name.clone(),
-        initializer: initializer.collect::<Result<_, _>>()?,
-        input: infos(graph.inputs()),
+        initializer,
+        input,
         output: infos(graph.outputs()),
         value_info: inner.map(|&v| value_info(graph, v)).collect(),
     };
@@ -120,6 +147,26 @@ fn encode_within(graph: &Graph, places: &dyn WeightPlaces, limit: usize) -> Resu
         len if len > limit => Err(OnnxError::TooLarge(len)),
         _ => Ok(model.encode_to_vec()),
     }
+}
+
+/// The nodes, those that depend on weights and constants alone first.
+///
+/// ONNX Runtime runs a node as soon as its results are needed, and of a node's producers the last one in the
+/// file first. Weights that are widened ahead of all else in the file are thus widened right before their use,
+/// one at a time; in the order of the graph, all of them would be, and held, before the first layer runs.
+fn order(graph: &Graph) -> Vec<&Node> {
+    let mut fixed: HashSet<Value> = graph.initializers().iter().map(|i| i.value).collect();
+    let (mut first, mut rest) = (Vec::new(), Vec::new());
+    for node in graph.nodes() {
+        if node.inputs.iter().flatten().all(|v| fixed.contains(v)) {
+            fixed.extend(&node.outputs);
+            first.push(node);
+        } else {
+            rest.push(node);
+        }
+    }
+    first.extend(rest);
+    first
 }
 
 /// `TensorProto.DataType`.
@@ -182,39 +229,41 @@ fn attribute(name: &str, value: &Attr) -> Attribute {
     a
 }
 
-fn tensor(graph: &Graph, i: &Initializer, places: &dyn WeightPlaces) -> Result<TensorProto, OnnxError> {
-    let (dtype, shape) = (graph.dtype(i.value), graph.shape(i.value));
-    let mut tensor = TensorProto {
-        dims: shape.iter().map(|&d| d as i64).collect(),
-        data_type: data_type(dtype),
-        name: graph.value_name(i.value).to_string(),
+/// An initializer without its elements.
+fn tensor(graph: &Graph, value: Value) -> TensorProto {
+    TensorProto {
+        dims: graph.shape(value).iter().map(|&d| d as i64).collect(),
+        data_type: data_type(graph.dtype(value)),
+        name: graph.value_name(value).to_string(),
         ..TensorProto::default()
-    };
-    match &i.payload {
-        Payload::Inline(bytes) => tensor.raw_data = Some(bytes.clone()),
-        Payload::Weight(name) => {
-            let place = places.place(name).ok_or_else(|| OnnxError::NoPlace(name.clone()))?;
-            let expected = byte_size(graph, i.value)?;
-            if place.length != expected {
-                return Err(OnnxError::Length { name: name.clone(), expected, found: place.length });
-            }
-            if !is_below(&place.location) {
-                return Err(OnnxError::Location { name: name.clone(), location: place.location });
-            }
-            if place.offset.checked_add(place.length).is_none_or(|end| i64::try_from(end).is_err()) {
-                return Err(OnnxError::Offset { name: name.clone(), offset: place.offset });
-            }
-            // Exactly these keys: TensorRT's parser refuses any other.
-            let entry = |key: &str, value: String| Entry { key: key.to_string(), value };
-            tensor.external_data = vec![
-                entry("location", place.location),
-                entry("offset", place.offset.to_string()),
-                entry("length", place.length.to_string()),
-            ];
-            tensor.data_location = Some(1);
-        }
     }
-    Ok(tensor)
+}
+
+fn external(
+    graph: &Graph,
+    value: Value,
+    name: &str,
+    places: &dyn WeightPlaces,
+) -> Result<TensorProto, OnnxError> {
+    let place = places.place(name).ok_or_else(|| OnnxError::NoPlace(name.to_string()))?;
+    let expected = byte_size(graph, value)?;
+    if place.length != expected {
+        return Err(OnnxError::Length { name: name.to_string(), expected, found: place.length });
+    }
+    if !is_below(&place.location) {
+        return Err(OnnxError::Location { name: name.to_string(), location: place.location });
+    }
+    if place.offset.checked_add(place.length).is_none_or(|end| i64::try_from(end).is_err()) {
+        return Err(OnnxError::Offset { name: name.to_string(), offset: place.offset });
+    }
+    // Exactly these keys: TensorRT's parser refuses any other.
+    let entry = |key: &str, value: String| Entry { key: key.to_string(), value };
+    let external_data = vec![
+        entry("location", place.location),
+        entry("offset", place.offset.to_string()),
+        entry("length", place.length.to_string()),
+    ];
+    Ok(TensorProto { external_data, data_location: Some(1), ..tensor(graph, value) })
 }
 
 /// Whether a location names a file below the ONNX file's folder, on any system.
@@ -256,6 +305,31 @@ mod tests {
         assert!(graph.initializer.iter().filter(|t| t.name != "w").all(|t| t.raw_data.is_some()));
         assert_eq!(graph.node.iter().map(|n| n.op_type.as_str()).collect::<Vec<_>>(), ["Gemm", "Add"]);
         assert_eq!(graph.output[0].name, "y");
+    }
+
+    #[test]
+    fn weights_can_be_inputs() {
+        let bytes = encode_with_weight_inputs(&small()).unwrap();
+        let graph = Model::decode(&bytes[..]).unwrap().graph.unwrap();
+        assert_eq!(graph.input.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["x", "w"]);
+        assert!(graph.initializer.iter().all(|t| t.raw_data.is_some() && t.name != "w"));
+    }
+
+    #[test]
+    fn what_depends_on_weights_alone_comes_first() {
+        let mut g = Graph::new("casts");
+        let mut x = g.input("x", DType::F32, &[1, 4]);
+        for name in ["w", "v"] {
+            let w = g.weight(name, DType::Bf16, &[4, 4]);
+            let w = g.cast(w, DType::F32);
+            let w = g.transpose(w, &[1, 0]);
+            x = g.matmul(x, w);
+        }
+        g.output("y", x);
+        let bytes = encode_with_weight_inputs(&g.finish().unwrap()).unwrap();
+        let graph = Model::decode(&bytes[..]).unwrap().graph.unwrap();
+        let ops: Vec<&str> = graph.node.iter().map(|n| n.op_type.as_str()).collect();
+        assert_eq!(ops, ["Cast", "Transpose", "Cast", "Transpose", "MatMul", "MatMul"]);
     }
 
     #[test]
@@ -326,8 +400,11 @@ mod tests {
     #[test]
     fn a_graph_beyond_the_limit_is_refused() {
         let length = encode(&small(), &At(48)).unwrap().len();
-        assert!(encode_within(&small(), &At(48), length).is_ok());
-        assert_eq!(encode_within(&small(), &At(48), length - 1).unwrap_err(), OnnxError::TooLarge(length));
+        assert!(encode_within(&small(), Some(&At(48)), length).is_ok());
+        assert_eq!(
+            encode_within(&small(), Some(&At(48)), length - 1).unwrap_err(),
+            OnnxError::TooLarge(length)
+        );
     }
 
     #[test]

@@ -84,7 +84,7 @@ fn sample(case: &Case) -> Vec<Tensor> {
 fn cases() -> Vec<Case> {
     let tol = [Tol::Rel(2e-6, "f32 sums of exact blocks")];
     let mut all = linear_cases(&[Attrs::new()], &[("g", 1)], &tol);
-    let even = |case: &Case| case.dims.get("m") % 2 == 0;
+    let even = |case: &Case| case.dims.get("m").is_multiple_of(2);
     all.extend(linear_cases(&[Attrs::new()], &[("g", 2)], &tol).into_iter().filter(even).map(|mut case| {
         case.name += " two gates";
         case

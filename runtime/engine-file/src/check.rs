@@ -209,6 +209,10 @@ impl Manifest {
     fn check_recipe(&self) -> Result<()> {
         let (topk, keep_blocks, block_q, block_k) = match self.recipe.attention {
             Attention::Dense {} => return Ok(()),
+            Attention::Sage { block_q, block_k, .. } => {
+                positive("recipe.attention.block_q", block_q)?;
+                return positive("recipe.attention.block_k", block_k);
+            }
             Attention::Sla { topk, keep_blocks, block_q, block_k }
             | Attention::SageSla { topk, keep_blocks, block_q, block_k, .. } => {
                 (topk, keep_blocks, block_q, block_k)

@@ -102,6 +102,15 @@ pub struct Recipe {
 pub enum Attention {
     /// Every query attends to every key.
     Dense {},
+    /// Every query attends to every key, with INT8 queries and keys (SageAttention).
+    Sage {
+        /// Tokens per query block.
+        block_q: u32,
+        /// Tokens per key block.
+        block_k: u32,
+        /// Precision of the product of probabilities and values.
+        pv: PvPrecision,
+    },
     /// Sparse-linear attention: each query block attends to its best key blocks, a linear branch to all keys.
     Sla {
         /// Share of the key blocks that is kept, in (0, 1].
@@ -265,7 +274,7 @@ pub struct Stage {
     pub name: String,
     /// Entry with the network.
     pub graph: String,
-    /// Entries with its weights; the graph's external data refers to them by these paths.
+    /// Entries with its weights, safetensors files; the graph takes each weight as an input of its name.
     pub weights: Vec<String>,
     /// What the caller feeds, state aside.
     pub inputs: Vec<Tensor>,

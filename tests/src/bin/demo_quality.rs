@@ -46,7 +46,14 @@ fn main() -> Result<()> {
             *sum += value / captions.held_out.len() as f64;
         }
     }
-    println!("| **mean of {}** | {:.2} | {:.2} | {:.2} | {:.2} |", captions.held_out.len(), sums[0], sums[1], sums[2], sums[3]);
+    println!(
+        "| **mean of {}** | {:.2} | {:.2} | {:.2} | {:.2} |",
+        captions.held_out.len(),
+        sums[0],
+        sums[1],
+        sums[2],
+        sums[3]
+    );
     if let Some(path) = sheet {
         write_png(Path::new(&path), &contact_sheet(&rows, 1680)?)?;
     }

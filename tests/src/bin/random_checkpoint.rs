@@ -49,8 +49,9 @@ fn main() -> Result<()> {
         for _ in 0..n.div_ceil(4) {
             let bits = rng.bits().to_le_bytes();
             let four = bits.as_chunks::<2>().0.iter().map(|&b| i16::from_le_bytes(b));
-            let values: Vec<u8> =
-                four.flat_map(|v| half::bf16::from_f32(mean + f32::from(v) / 18918.0 * spread).to_le_bytes()).collect();
+            let values: Vec<u8> = four
+                .flat_map(|v| half::bf16::from_f32(mean + f32::from(v) / 18918.0 * spread).to_le_bytes())
+                .collect();
             out.write_all(&values)?;
         }
     }

@@ -57,7 +57,8 @@ fn allowed(expression: &str) -> bool {
         // `(A OR B) AND C`: every factor needs an allowed alternative.
         return expression.split(" AND ").all(|factor| allowed(factor.trim_matches(['(', ')', ' '])));
     }
-    let known = |part: &str| ALLOWED.contains(&part.split_whitespace().collect::<Vec<_>>().join(" ").as_str());
+    let known =
+        |part: &str| ALLOWED.contains(&part.split_whitespace().collect::<Vec<_>>().join(" ").as_str());
     if flat.contains(" AND ") { flat.split(" AND ").all(known) } else { flat.split(" OR ").any(known) }
 }
 

@@ -12,7 +12,15 @@ const PROMPT: &str = "A small red circle moves from left to right slowly on a bl
 /// Builds the commands, compiles models/demo and makes demo.mp4 and demo.png in the current folder's root.
 pub fn demo() -> Result<()> {
     let library = python::onnxruntime()?;
-    run(&mut cargo(&["build", "--release", "--quiet", "--package", "turbo-compile", "--package", "turbo-run"]))?;
+    run(&mut cargo(&[
+        "build",
+        "--release",
+        "--quiet",
+        "--package",
+        "turbo-compile",
+        "--package",
+        "turbo-run",
+    ]))?;
     let bin = root().join("target/release");
     run(Command::new(bin.join("turbo-compile")).args(["models/demo", "-o", "demo.plan"]))?;
     run(Command::new(bin.join("turbo-run"))

@@ -85,7 +85,14 @@ fn overview() -> String {
     out += "`T` is the activation type: f32 on the CPU, bf16 or f16 on a GPU. Attributes have no defaults; every\n";
     out += "node writes all of them out.\n";
     for op in turbo_ops::ALL {
-        let _ = write!(out, "\n## {} (version {})\n\n`{}`\n\n{}\n\n", op.name, op.version, op.summary, op.doc.trim());
+        let _ = write!(
+            out,
+            "\n## {} (version {})\n\n`{}`\n\n{}\n\n",
+            op.name,
+            op.version,
+            op.summary,
+            op.doc.trim()
+        );
         if !op.attrs.is_empty() {
             out += "| attribute | kind | meaning |\n|---|---|---|\n";
             for a in op.attrs {
@@ -101,7 +108,8 @@ fn overview() -> String {
         out += "| tensor | | type | shape | meaning |\n|---|---|---|---|---|\n";
         for (way, tensors) in [("in", op.inputs), ("out", op.outputs)] {
             for t in tensors {
-                let _ = writeln!(out, "| `{}` | {way} | {} | `{}` | {} |", t.name, ty(t.ty), t.shape(), t.doc);
+                let _ =
+                    writeln!(out, "| `{}` | {way} | {} | `{}` | {} |", t.name, ty(t.ty), t.shape(), t.doc);
             }
         }
     }
@@ -120,7 +128,8 @@ fn ty(ty: Ty) -> &'static str {
 /// What the one plugin adapter needs to know of an op: names, attributes with one visitor, types and shapes.
 fn header(op: &Op) -> String {
     let name = op.name;
-    let mut out = format!("// {MARK}\n//\n// {}\n#pragma once\n\n#include \"turbo_traits.h\"\n\n", op.summary);
+    let mut out =
+        format!("// {MARK}\n//\n// {}\n#pragma once\n\n#include \"turbo_traits.h\"\n\n", op.summary);
     let _ = writeln!(out, "namespace turbo {{\n\nstruct {name} {{");
     let _ = writeln!(out, "    static constexpr char const* kName = \"{name}\";");
     let _ = writeln!(out, "    static constexpr char const* kVersion = \"{}\";", op.version);
@@ -189,9 +198,10 @@ fn types(tensors: &[TensorDef]) -> String {
 fn cpp(op: &Op, dim: &Dim) -> String {
     match dim {
         Dim::Axis(axis) => {
-            let place = op.inputs.iter().enumerate().find_map(|(i, t)| {
-                t.dims.iter().position(|d| d == dim).map(|d| format!("s.in({i}, {d})"))
-            });
+            let place =
+                op.inputs.iter().enumerate().find_map(|(i, t)| {
+                    t.dims.iter().position(|d| d == dim).map(|d| format!("s.in({i}, {d})"))
+                });
             place.unwrap_or_else(|| format!("s.unknown(\"{axis}\")"))
         }
         Dim::Attr(name) => format!("s.constant(a.{name})"),

@@ -29,11 +29,15 @@ pub fn onnxruntime() -> Result<PathBuf> {
     let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"];
     run(Command::new(python()).args(pip).arg(&wheels).arg(ONNXRUNTIME))
         .context("ONNX Runtime's wheel is needed once; Python 3 with pip fetches it")?;
-    let wheel = std::fs::read_dir(&wheels)?.flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "whl"));
+    let wheel = std::fs::read_dir(&wheels)?
+        .flatten()
+        .map(|e| e.path())
+        .find(|p| p.extension().is_some_and(|e| e == "whl"));
     let wheel = wheel.context("pip left no wheel")?;
     let unpacked = folder.join("unpacked");
     run(Command::new(python()).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))?;
-    let inside = find_library(&unpacked.join("onnxruntime/capi")).context("the wheel holds no libonnxruntime")?;
+    let inside =
+        find_library(&unpacked.join("onnxruntime/capi")).context("the wheel holds no libonnxruntime")?;
     let library = folder.join(inside.file_name().unwrap_or_default());
     std::fs::rename(&inside, &library)?;
     std::fs::remove_dir_all(&unpacked)?;
@@ -45,10 +49,10 @@ pub fn onnxruntime() -> Result<PathBuf> {
 fn find_library(folder: &Path) -> Option<PathBuf> {
     let name = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        !name.contains("providers")
-            && (name.starts_with("libonnxruntime.") || name == "onnxruntime.dll")
+        !name.contains("providers") && (name.starts_with("libonnxruntime.") || name == "onnxruntime.dll")
     };
-    let mut found: Vec<PathBuf> = std::fs::read_dir(folder).ok()?.flatten().map(|e| e.path()).filter(name).collect();
+    let mut found: Vec<PathBuf> =
+        std::fs::read_dir(folder).ok()?.flatten().map(|e| e.path()).filter(name).collect();
     found.sort();
     found.into_iter().next()
 }

@@ -60,7 +60,12 @@ pub fn fuzz(seconds: u32) -> Result<()> {
         bail!("the fuzz targets do not build");
     }
     for target in FUZZ_TARGETS {
-        fuzz_one(&crate_dir, &crate_dir.join("target").join(&host).join("release").join(target), target, seconds)?;
+        fuzz_one(
+            &crate_dir,
+            &crate_dir.join("target").join(&host).join("release").join(target),
+            target,
+            seconds,
+        )?;
     }
     println!("{} passed, 0 failed", FUZZ_TARGETS.len());
     Ok(())
@@ -83,7 +88,8 @@ fn fuzz_one(crate_dir: &Path, binary: &PathBuf, target: &str, seconds: u32) -> R
     if !output.status.success() {
         bail!("fuzz target {target} failed; the input is under {}\n{log}", artifacts.display());
     }
-    let runs = log.lines().find_map(|l| l.strip_prefix("stat::number_of_executed_units:")).unwrap_or("").trim();
+    let runs =
+        log.lines().find_map(|l| l.strip_prefix("stat::number_of_executed_units:")).unwrap_or("").trim();
     println!("fuzz target {target}: {runs} runs in {seconds} s, no crash");
     Ok(())
 }

@@ -22,7 +22,13 @@ pub struct Model(pub tempfile::TempDir);
 impl Model {
     pub fn new() -> Model {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["dit.safetensors", "text_encoder.safetensors", "vae.safetensors", "tokenizer.json", "config.json"] {
+        for name in [
+            "dit.safetensors",
+            "text_encoder.safetensors",
+            "vae.safetensors",
+            "tokenizer.json",
+            "config.json",
+        ] {
             std::fs::copy(demo().join(name), folder.path().join(name)).unwrap();
         }
         Model(folder)
@@ -112,7 +118,10 @@ pub fn write(path: &Path, tensors: &Tensors) {
     for (name, (dtype, shape, bytes)) in tensors {
         let start = body.len();
         body.extend(bytes);
-        header.insert(name.clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": [start, body.len()]}));
+        header.insert(
+            name.clone(),
+            json!({"dtype": dtype, "shape": shape, "data_offsets": [start, body.len()]}),
+        );
     }
     let header = Value::Object(header).to_string();
     let mut file = (header.len() as u64).to_le_bytes().to_vec();

@@ -56,6 +56,18 @@ pub enum BackendError {
         /// What it says.
         cause: String,
     },
+    /// A weight that is not what the graph asks for.
+    #[error("{stage}: weight {weight} must be {expected}, found {found}")]
+    Weight {
+        /// Stage name.
+        stage: String,
+        /// Weight name.
+        weight: String,
+        /// Type and shape of the graph.
+        expected: String,
+        /// Type and shape stored.
+        found: String,
+    },
     /// An input that does not fit the graph.
     #[error("{stage}: input `{input}` must be {expected}, found {found}")]
     Input {

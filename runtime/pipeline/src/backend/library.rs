@@ -105,8 +105,9 @@ fn version(path: &Path) -> Result<String, String> {
     // ONNX Runtime's have no requirements.
     let library = unsafe { libloading::Library::new(path) }.map_err(|e| e.to_string())?;
     // SAFETY: this is the signature that every ONNX Runtime exports under this name.
-    let base = unsafe { library.get::<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase>(b"OrtGetApiBase") }
-        .map_err(|_| "it does not export OrtGetApiBase".to_string())?;
+    let base =
+        unsafe { library.get::<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase>(b"OrtGetApiBase") }
+            .map_err(|_| "it does not export OrtGetApiBase".to_string())?;
     // SAFETY: the function takes nothing and gives a static table, checked for null before it is read, whose
     // version is a static C string. The library is still loaded.
     let version = unsafe {
@@ -161,7 +162,11 @@ fn locate(given: &Path) -> Result<PathBuf, BackendError> {
         // Absolute, because a bare name would be looked for by the system's loader and not here.
         false => given.canonicalize().ok(),
     };
-    found.ok_or_else(|| BackendError::NotFound { name: NAME, looked: vec![given.to_path_buf()], system: false })
+    found.ok_or_else(|| BackendError::NotFound {
+        name: NAME,
+        looked: vec![given.to_path_buf()],
+        system: false,
+    })
 }
 
 /// The newest ONNX Runtime in a folder: `libonnxruntime.so`, `libonnxruntime.so.1.27.0`,
@@ -176,7 +181,12 @@ fn newest(folder: &Path) -> Option<PathBuf> {
         let known = parts.all(|part| part == extension || part.parse::<u32>().is_ok());
         (known && path.is_file()).then_some((numbers, path))
     };
-    std::fs::read_dir(folder).ok()?.flatten().filter_map(|entry| versioned(entry.path())).max().map(|found| found.1)
+    std::fs::read_dir(folder)
+        .ok()?
+        .flatten()
+        .filter_map(|entry| versioned(entry.path()))
+        .max()
+        .map(|found| found.1)
 }
 
 #[cfg(test)]
@@ -191,7 +201,8 @@ mod tests {
             false => format!("{NAME}.{version}"),
         };
         assert_eq!(newest(folder.path()), None);
-        let others = ["libonnxruntime_providers_shared.so", "libonnxruntime.so.1.40.0.debug", "onnxruntime.txt"];
+        let others =
+            ["libonnxruntime_providers_shared.so", "libonnxruntime.so.1.40.0.debug", "onnxruntime.txt"];
         for name in others.map(str::to_string).into_iter().chain(["1.9.0", "1.27.1", "1.3"].map(versioned)) {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
@@ -215,7 +226,10 @@ mod tests {
             let error = load(Some(&given)).map(|_| ()).unwrap_err();
             let text = error.to_string();
             assert!(matches!(error, BackendError::NotFound { .. }), "{text}");
-            assert!(text.contains(&given.display().to_string()) && text.contains("pip install onnxruntime"), "{text}");
+            assert!(
+                text.contains(&given.display().to_string()) && text.contains("pip install onnxruntime"),
+                "{text}"
+            );
         }
     }
 

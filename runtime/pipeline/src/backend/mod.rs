@@ -4,7 +4,11 @@ mod error;
 mod library;
 mod operator;
 mod session;
+mod tensor;
+mod weights;
 
 pub use error::BackendError;
 pub use library::{Runtime, init};
-pub use session::{Bytes, Data, Options, Session, Tensor};
+pub use session::{Options, Session};
+pub use tensor::Tensor;
+pub use weights::Bytes;

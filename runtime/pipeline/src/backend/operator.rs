@@ -8,11 +8,9 @@ use ort::operator::{
 use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 use turbo_ops::{AttrKind, AttrValue, Attrs, DataMut, DataRef, Op, TensorMut, TensorRef, Ty};
 
-/// The domain with every op in [`turbo_ops::ALL`].
-pub(super) fn domain() -> ort::Result<OperatorDomain> {
-    turbo_ops::ALL
-        .iter()
-        .try_fold(OperatorDomain::new(turbo_ops::DOMAIN)?, |domain, op| domain.add(Adapter(op)))
+/// The ops' domain.
+pub(super) fn domain(ops: &[&'static Op]) -> ort::Result<OperatorDomain> {
+    ops.iter().try_fold(OperatorDomain::new(turbo_ops::DOMAIN)?, |domain, op| domain.add(Adapter(op)))
 }
 
 struct Adapter(&'static Op);

@@ -1,1 +1,0 @@
-//! The umT5 text encoder.
