@@ -184,7 +184,8 @@ pub fn compile(choices: &Choices, progress: &mut dyn Progress) -> Result<Report,
     turbo_text::Tokenizer::from_bytes(&tokenizer, prepared.plan.dit.text_len).map_err(|error| {
         CompileError::input(&inputs.tokenizer, error.to_string(), "give the tokenizer.json of umT5")
     })?;
-    let graphs = prepared.stages.iter().map(|stage| prepared.engine_graph(stage)).collect::<Result<Vec<_>, _>>()?;
+    let graphs =
+        prepared.stages.iter().map(|stage| prepared.engine_graph(stage)).collect::<Result<Vec<_>, _>>()?;
     clock.lap("build");
 
     for (stage, graph) in prepared.stages.iter().zip(&graphs) {

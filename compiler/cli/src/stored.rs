@@ -16,11 +16,16 @@ use crate::network::{Kind, Network};
 /// Rows of a weight that are quantised at a time: one row of blocks.
 const BLOCK: usize = 128;
 
+/// End of the name of a weight that upstream keeps in f32 and multiplies by in bf16.
+const PROJ_L_WEIGHT: &str = "attn_op.local_attn.proj_l.weight";
+
 /// How a stored weight comes from a checkpoint tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     /// The same elements (f64 becomes f32).
     Copy,
+    /// Rounded to bf16.
+    Bf16,
     /// INT8 values of 128 x 128 blocks.
     Int8,
     /// f32 scales of 128 x 128 blocks.
@@ -58,12 +63,14 @@ pub struct Layout {
 
 impl<'a> Stored<'a> {
     /// Decides the stored form of every tensor: with `w8a8` the linears inside a DiT's blocks become INT8,
-    /// except `proj_l`; those that come quantised stay as they are, bit for bit.
+    /// except `proj_l`, whose f32 weight is rounded to bf16: upstream multiplies by it under bf16 autocast
+    /// (`SLA/core.py`). A checkpoint that comes quantised stays as it is, bit for bit.
     ///
     /// # Errors
     /// Element types that no graph can hold, and a quantised checkpoint where full precision is asked for.
     pub fn plan(network: &'a Network, linear: Linear) -> Result<Self, CompileError> {
         let mut entries = BTreeMap::new();
+        let comes_quantised = network.names().any(|(name, _)| name.ends_with(".int8_weight"));
         for (name, own) in network.names() {
             let Some((dtype, shape)) = network.info(name) else {
                 let found = network.tensor(name).map(|t| t.dtype.to_string()).unwrap_or_default();
@@ -72,9 +79,12 @@ impl<'a> Stored<'a> {
                 return Err(CompileError::input(&network.path, what, hint));
             };
             let from = name.to_string();
-            let stem = name.strip_suffix(".weight").filter(|stem| {
-                network.kind == Kind::Dit && linear == Linear::W8a8 && is_block_linear(stem, &shape)
-            });
+            let quantise = network.kind == Kind::Dit && linear == Linear::W8a8 && !comes_quantised;
+            if quantise && dtype == DType::F32 && name.ends_with(PROJ_L_WEIGHT) {
+                entries.insert(from.clone(), Entry { dtype: DType::Bf16, shape, from, form: Form::Bf16 });
+                continue;
+            }
+            let stem = name.strip_suffix(".weight").filter(|stem| quantise && is_block_linear(stem, &shape));
             let Some(stem) = stem else {
                 entries.insert(from.clone(), Entry { dtype, shape, from, form: Form::Copy });
                 continue;
@@ -187,6 +197,11 @@ impl<'a> Stored<'a> {
                         out.write_all(chunk).map_err(io)?;
                         tick(chunk.len() as u64).map_err(io)?;
                     }
+                }
+                Form::Bf16 => {
+                    let rounded = tensor.to_f32()?.into_iter().map(half::bf16::from_f32);
+                    let bytes: Vec<u8> = rounded.flat_map(half::bf16::to_le_bytes).collect();
+                    out.write_all(&bytes).map_err(io)?;
                 }
                 Form::Int8 | Form::Scale => self.quantize(entry, &tensor, out, tick)?,
             }

@@ -232,7 +232,9 @@ impl<'a> Layers<'a> {
         shape[2] = 1;
         if self.first {
             self.state.push(State { name: path.clone(), shape });
-            self.keep(&path, last);
+            // A copy, because the frame is both the state and what the next module reads.
+            let copy = g.identity(last);
+            self.keep(&path, copy);
             return x;
         }
         let before = self.state(g, &path, shape);

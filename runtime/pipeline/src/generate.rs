@@ -198,6 +198,7 @@ impl Run<'_> {
 
         let latent = self.denoise(&manifest, &mut request, sampler, &schedule, &text, condition.as_ref())?;
         report.frames = self.decode(&manifest, &latent, frame)?;
+        report.latent = latent;
         report.parts = self.parts.list;
         report.total_seconds = start.elapsed().as_secs_f64();
         report.peak_memory_bytes = machine::peak_memory();

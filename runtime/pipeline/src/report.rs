@@ -30,6 +30,9 @@ pub struct Report {
     pub frames: usize,
     /// Parts in the order of their end. Video encoding overlaps VAE decoding: only what it adds is listed.
     pub parts: Vec<Timing>,
+    /// The final latent, `[c, T, H, W]`.
+    #[serde(skip)]
+    pub latent: Vec<f32>,
     /// Wall time of all of it, in seconds.
     pub total_seconds: f64,
     /// Highest resident memory of the process in bytes, mapped weights included, where the system tells.

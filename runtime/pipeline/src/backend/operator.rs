@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::tensor::extents;
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
@@ -40,23 +41,7 @@ impl Operator for Adapter {
     }
 
     fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> ort::Result<Bound> {
-        let op = self.0;
-        let mut attrs = Attrs::new();
-        for def in op.attrs {
-            let value = match def.kind {
-                AttrKind::Int => context.get::<i64>(def.name).map(AttrValue::Int),
-                AttrKind::Float => context.get::<f32>(def.name).map(AttrValue::Float),
-                AttrKind::Choice(_) => context.get::<String>(def.name).map(AttrValue::Choice),
-            };
-            let value = value.ok_or_else(|| {
-                ort::Error::new(format!(
-                    "{}: attribute `{}` is missing or of another type",
-                    op.name, def.name
-                ))
-            })?;
-            attrs = attrs.with(def.name, value);
-        }
-        Ok(Bound { op, attrs })
+        guard(self.0, || Bound::new(self.0, context))
     }
 }
 
@@ -68,30 +53,54 @@ struct Bound {
 
 impl Kernel for Bound {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        // A panic must not cross into C++.
-        match catch_unwind(AssertUnwindSafe(|| self.run(context))) {
-            Ok(result) => result,
-            Err(_) => Err(ort::Error::new(format!("{}: the kernel panicked", self.op.name))),
-        }
+        guard(self.op, || self.run(context))
     }
 }
 
-fn shape_of(value: &ValueRef<'_>) -> Vec<usize> {
-    value.shape().iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect()
+/// Turns a panic into an error, because it must not cross into C++.
+fn guard<R>(op: &Op, work: impl FnOnce() -> ort::Result<R>) -> ort::Result<R> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<&str>().map(|s| s.to_string());
+        let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        Err(error(op, &format!("the kernel panicked: {said}")))
+    })
+}
+
+pub(super) fn error(op: &Op, what: &str) -> ort::Error {
+    // A zero byte would end the message, and creating it would panic.
+    ort::Error::new(format!("{}: {}", op.name, what.replace('\0', " ")))
 }
 
 impl Bound {
+    fn new(op: &'static Op, context: &KernelContext<'_>) -> ort::Result<Self> {
+        let version = context.get::<String>("plugin_version").unwrap_or_default();
+        if version != op.version.to_string() {
+            let what = format!("the graph needs version `{version}`, this program has {}", op.version);
+            return Err(error(op, &what));
+        }
+        let mut attrs = Attrs::new();
+        for def in op.attrs {
+            let value = match def.kind {
+                AttrKind::Int => context.get::<i64>(def.name).map(AttrValue::Int),
+                AttrKind::Float => context.get::<f32>(def.name).map(AttrValue::Float),
+                AttrKind::Choice(_) => context.get::<String>(def.name).map(AttrValue::Choice),
+            };
+            let missing = || error(op, &format!("attribute `{}` is missing or of another type", def.name));
+            attrs = attrs.with(def.name, value.ok_or_else(missing)?);
+        }
+        Ok(Bound { op, attrs })
+    }
+
     fn run(&self, context: &ComputeContext) -> ort::Result<()> {
         let op = self.op;
-        let failed = |error: turbo_ops::OpError| ort::Error::new(error.to_string());
+        let failed = |e: turbo_ops::OpError| error(op, &e.what);
         let values: Vec<ValueRef<'_>> = (op.inputs.iter().enumerate())
             .map(|(i, def)| {
-                context
-                    .input(i)?
-                    .ok_or_else(|| ort::Error::new(format!("{}: `{}` is absent", op.name, def.name)))
+                let value = context.input(i)?;
+                value.ok_or_else(|| error(op, &format!("input `{}` is absent", def.name)))
             })
             .collect::<ort::Result<_>>()?;
-        let shapes: Vec<Vec<usize>> = values.iter().map(shape_of).collect();
+        let shapes: Vec<Vec<usize>> = values.iter().map(|value| extents(value.shape())).collect();
         let inputs: Vec<TensorRef<'_>> = (values.iter().zip(&shapes).zip(op.inputs))
             .map(|((value, shape), def)| {
                 let data = match def.ty {
@@ -109,7 +118,7 @@ impl Bound {
             .map(|(i, (def, shape))| {
                 let shape: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
                 let value = context.output(i, shape)?;
-                value.ok_or_else(|| ort::Error::new(format!("{}: `{}` is not wanted", op.name, def.name)))
+                value.ok_or_else(|| error(op, &format!("output `{}` has no place", def.name)))
             })
             .collect::<ort::Result<_>>()?;
         let mut results: Vec<TensorMut<'_>> = (outputs.iter_mut().zip(&out_shapes).zip(op.outputs))

@@ -56,19 +56,20 @@ impl Session {
         let failed = |cause: String| BackendError::Load { stage: stage.clone(), cause };
         let mut builder = configure(runtime, ops).map_err(|e| failed(e.to_string()))?;
         let session = builder.commit_from_memory(options.graph).map_err(|e| failed(e.to_string()))?;
-        let stored = weights::read(&options.weights).map_err(failed)?;
+        let stored = weights::read(&options.weights).map_err(&failed)?;
         let mut weights = BTreeMap::new();
         for outlet in session.inputs() {
             let Some(weight) = stored.get(outlet.name()) else { continue };
             let fits = outlet.dtype().tensor_type() == Some(weight.element) && shape(outlet) == weight.shape;
             if !fits {
                 return Err(BackendError::Weight {
-                    stage,
+                    stage: stage.clone(),
                     weight: outlet.name().to_string(),
                     expected: describe(outlet.dtype().tensor_type(), &shape(outlet)),
                     found: weight.describe(),
                 });
             }
+            weight.view().map_err(|cause| failed(format!("weight {}: {cause}", outlet.name())))?;
             weights.insert(outlet.name().to_string(), weight.clone());
         }
         Ok(Session { stage, session, weights, cancelled: options.cancelled })
@@ -180,18 +181,13 @@ fn shape(outlet: &Outlet) -> Vec<usize> {
 }
 
 fn configure(runtime: &Runtime, ops: &[&'static Op]) -> ort::Result<SessionBuilder> {
-    let on = |name: &str, default: bool| std::env::var(name).map_or(default, |v| v == "1");
-    let mut builder = SessionBuilder::new(&runtime.environment)?
+    let without_arena = ort::ep::CPU::default().with_arena_allocator(false).build().error_on_failure();
+    Ok(SessionBuilder::new(&runtime.environment)?
         .with_operators(domain(ops)?)?
+        .with_execution_providers([without_arena])?
+        .with_memory_pattern(false)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(runtime.threads)?
         // Our ops run on the same cores: threads that spin between operators would slow them down.
-        .with_intra_op_spinning(on("X_SPIN", false))?
-        .with_memory_pattern(on("X_PATTERN", true))?;
-    if !on("X_ARENA", true) {
-        use ort::AsPointer;
-        let s = unsafe { (ort::api().DisableCpuMemArena)(builder.ptr_mut()) };
-        unsafe { ort::Error::result_from_status(s)? };
-    }
-    Ok(builder)
+        .with_intra_op_spinning(false)?)
 }
