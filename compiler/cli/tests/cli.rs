@@ -1,5 +1,12 @@
 //! Whole runs of turbo-compile: what it makes, and what it says of bad input.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test stops at the first surprise"
+)]
+
 mod model;
 
 use model::{Model, Tensor, command, demo};

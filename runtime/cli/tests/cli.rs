@@ -3,6 +3,13 @@
 //! Runs that need ONNX Runtime are skipped with a printed line where its library is not found, unless
 //! `TURBO_REQUIRE_ORT` is set.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test stops at the first surprise"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
