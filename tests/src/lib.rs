@@ -1,4 +1,4 @@
 //! Suites that cross crates, and what they share.
 
 pub mod demo;
-pub mod golden;
+pub mod vectors;

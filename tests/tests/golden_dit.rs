@@ -3,7 +3,7 @@
 use turbo_models::Params;
 use turbo_models::dit::{self, Attention, Config, LatentSize, Linear, Recipe, Tiling};
 use turbo_pipeline::backend::{Runtime, Tensor};
-use turbo_tests::golden::{Compiled, Family, Outputs, Vectors, file, gpu_file, run, runtime};
+use turbo_tests::vectors::{Compiled, Family, Outputs, Vectors, file, gpu_file, run, runtime};
 
 const F32: turbo_graph::DType = turbo_graph::DType::F32;
 

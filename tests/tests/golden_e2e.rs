@@ -7,7 +7,7 @@ use turbo_engine_file::{EngineFile, Sampler};
 use turbo_media::Frame;
 use turbo_pipeline::{Engine, Precision, Request, Silent, backend};
 use turbo_sampler::NoiseKind;
-use turbo_tests::golden::{Family, Vectors, file, runtime};
+use turbo_tests::vectors::{Family, Vectors, file, runtime};
 
 struct Quiet;
 

@@ -4,7 +4,7 @@ use turbo_models::dit::Linear;
 use turbo_models::vae::{self, LATENT_MEAN, LATENT_STD};
 use turbo_models::{Params, umt5};
 use turbo_pipeline::backend::{Runtime, Tensor};
-use turbo_tests::golden::{Compiled, Family, Outputs, Vectors, file, run, runtime};
+use turbo_tests::vectors::{Compiled, Family, Outputs, Vectors, file, run, runtime};
 
 const F32: turbo_graph::DType = turbo_graph::DType::F32;
 

@@ -16,7 +16,7 @@ use crate::stages::{Source, Stage, expert_name};
 pub(crate) const TOKENIZER_ENTRY: &str = "tokenizer.json";
 
 /// Oldest ONNX Runtime that has every operator the graphs use and the API the runtime speaks.
-const MIN_ONNXRUNTIME: &str = "1.22";
+const MIN_ONNXRUNTIME: &str = "1.23";
 
 /// Entry of a stage's graph. It lies beside the folder of weights, as ONNX external data asks.
 pub(crate) fn graph_entry(stage: &str) -> String {

@@ -135,6 +135,7 @@ impl<'a> Linears<'a> {
         match *x {
             Input::Plain(_) => {
                 let y = self.apply(g, leaf, x, n);
+                let y = g.label(y, leaf);
                 let Some(gate) = gate else { return g.add(residual, y) };
                 let groups = g.dim(gate, 0);
                 let gate = g.cast(gate, self.params.compute);

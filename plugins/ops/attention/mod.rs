@@ -6,7 +6,7 @@ use turbo_graph::{Graph, Value};
 
 use crate::block_map::{BLC, heads_divide};
 use crate::cases::sample_inputs;
-use crate::common::attn::{Form, Prepared, for_each_block, head};
+use crate::common::attn::{Attention, Form};
 use crate::common::{attn_expand, attn_reference};
 use crate::sla::{ATTRS, OUTPUTS};
 use crate::{Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
@@ -61,17 +61,11 @@ pub fn cpu(
     inputs: &[TensorRef<'_>],
     outputs: &mut [TensorMut<'_>],
 ) {
-    let [b, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
-    let (heads, s) = (attrs.get_int("heads"), inputs[1].shape[1]);
+    let s = inputs[1].shape[1];
     let all: Vec<usize> = (0..s.div_ceil(blocks[1])).collect();
-    let each = (0..b * heads).map(|i| {
-        let qkv = [0, 1, 2].map(|t| head(&inputs[t], heads, i / heads, i % heads));
-        Prepared::new(form, qkv, c / heads, blocks[0], blocks[1])
-    });
-    let prepared: Vec<Prepared> = each.collect();
-    for_each_block(outputs[0].f32(), [b, l, c], heads, blocks[0], |batch, h, block, out| {
-        prepared[batch * heads + h].attend(block, &all, out);
-    });
+    let qkv = [inputs[0], inputs[1], inputs[2]];
+    let attention = Attention { form, qkv, heads: attrs.get_int("heads"), blocks, proj: None };
+    attention.run(outputs[0].f32(), |_, _| all.clone());
 }
 
 /// Dense attention in standard operators.

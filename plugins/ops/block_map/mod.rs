@@ -6,7 +6,8 @@ use rayon::prelude::*;
 use turbo_graph::{DType, Graph, Value};
 
 use crate::cases::sample_inputs;
-use crate::common::attn::{head, mean};
+use crate::common::attn_pack::Rows;
+use crate::common::attn_reference::dot;
 use crate::common::{attn_expand, attn_reference};
 use crate::{
     AttrDef, AttrKind, Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty,
@@ -68,8 +69,11 @@ pub fn heads_divide(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
 /// Indices of the `keep` largest scores, ascending; of equal ones the lower index.
 fn best(scores: &[f64], keep: usize) -> Vec<i32> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-    order.truncate(keep);
+    let larger = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
+    if keep < order.len() {
+        order.select_nth_unstable_by(keep, larger);
+        order.truncate(keep);
+    }
     order.sort_unstable();
     order.into_iter().map(|i| i as i32).collect()
 }
@@ -86,7 +90,7 @@ fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
         let keys: Vec<Vec<f64>> = k.chunks(block_k).map(attn_reference::mean).collect();
         for block in q.chunks(block_q) {
             let pooled = attn_reference::mean(block);
-            let scores: Vec<f64> = keys.iter().map(|k| attn_reference::dot(&pooled, k)).collect();
+            let scores: Vec<f64> = keys.iter().map(|k| dot(&pooled, k)).collect();
             lut.extend(best(&scores, keep));
         }
     }
@@ -95,22 +99,32 @@ fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
 
 fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
     let [heads, block_q, block_k, keep] = ["heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
-    let [_, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
-    let d = c / heads;
-    let blocks_q = l.div_ceil(block_q);
-    outputs[0].i32().par_chunks_mut((blocks_q * keep).max(1)).enumerate().for_each(|(i, lut)| {
-        let q = head(&inputs[0], heads, i / heads, i % heads);
-        let mut k = head(&inputs[1], heads, i / heads, i % heads);
-        let center = mean(&k, d);
-        k.chunks_exact_mut(d).for_each(|row| row.iter_mut().zip(&center).for_each(|(k, m)| *k -= m));
-        let keys: Vec<Vec<f32>> = k.chunks(block_k * d).map(|block| mean(block, d)).collect();
-        for (block, lut) in q.chunks(block_q * d).zip(lut.chunks_mut(keep)) {
-            let pooled = mean(block, d);
-            let score = |k: &Vec<f32>| pooled.iter().zip(k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-            let scores: Vec<f64> = keys.iter().map(score).collect();
+    let blocks_q = inputs[0].shape[1].div_ceil(block_q);
+    outputs[0].i32().par_chunks_mut((blocks_q * keep).max(1)).enumerate().for_each(|(head, lut)| {
+        let queries = pooled(Rows::new(&inputs[0], heads, head), block_q, false);
+        let keys = pooled(Rows::new(&inputs[1], heads, head), block_k, true);
+        for (query, lut) in queries.iter().zip(lut.chunks_exact_mut(keep)) {
+            let scores: Vec<f64> = keys.iter().map(|key| dot(query, key)).collect();
             lut.copy_from_slice(&best(&scores, keep));
         }
     });
+}
+
+/// Means of blocks of rows; `smooth` subtracts the mean of all rows.
+fn pooled(rows: Rows<'_>, block: usize, smooth: bool) -> Vec<Vec<f64>> {
+    let starts = (0..rows.count).step_by(block);
+    let sums: Vec<Vec<f64>> = starts.clone().map(|first| rows.sum(first, block)).collect();
+    let mut center = vec![0.0; rows.d];
+    if smooth {
+        for sum in &sums {
+            center.iter_mut().zip(sum).for_each(|(c, s)| *c += s / rows.count as f64);
+        }
+    }
+    let mean = |(sum, first): (Vec<f64>, usize)| {
+        let size = block.min(rows.count - first) as f64;
+        sum.iter().zip(&center).map(|(s, c)| s / size - c).collect()
+    };
+    sums.into_iter().zip(starts).map(mean).collect()
 }
 
 /// Means of blocks of rows, `[b, h, blocks, d]`.

@@ -2,7 +2,8 @@
 
 use turbo_graph::{DType, Graph, Value};
 
-use super::attn::{Form, LINEAR_EPS};
+use super::attn::Form;
+use super::attn_linear::LINEAR_EPS;
 
 /// `[b, l, heads * d]` as `[b, heads, l, d]` in f32.
 pub fn heads(g: &mut Graph, x: Value, heads: usize) -> Value {

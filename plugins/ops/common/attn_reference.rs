@@ -2,7 +2,8 @@
 
 use half::f16;
 
-use super::attn::{Form, LINEAR_EPS};
+use super::attn::Form;
+use super::attn_linear::LINEAR_EPS;
 use super::f8::round_e4m3;
 use crate::Tensor;
 
@@ -70,23 +71,28 @@ pub fn attend(
     }
     let offset = if form == Form::SageFp8 { f64::from(8.807f32) } else { 0.0 };
     let unit = std::f64::consts::LOG2_E / (d as f64).sqrt();
+    let rounded = |p: f64| match form {
+        Form::Exact => p,
+        Form::SageFp8 => f64::from(round_e4m3(p as f32)),
+        Form::SageF16 => f16::from_f64(p).to_f64(),
+    };
     let row = |(i, q): (usize, &Vec<f64>)| {
-        let blocks = kept(i / block_q);
-        let keys: Vec<usize> =
-            blocks.iter().flat_map(|&b| b * block_k..((b + 1) * block_k).min(k.len())).collect();
-        let score = |&j: &usize| dot(q, &k[j]) * unit * q_scale[i / block_q] * k_scale[j / block_k];
-        let scores: Vec<f64> = keys.iter().map(score).collect();
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let p: Vec<f64> = scores.iter().map(|s| (s - max + offset).exp2()).collect();
-        let sum: f64 = p.iter().sum();
-        let rounded = |p: f64| match form {
-            Form::Exact => p,
-            Form::SageFp8 => f64::from(round_e4m3(p as f32)),
-            Form::SageF16 => f16::from_f64(p).to_f64(),
-        };
-        (0..d)
-            .map(|x| keys.iter().zip(&p).map(|(&j, &p)| rounded(p) * v[j][x]).sum::<f64>() / sum * v_scale[x])
-            .collect()
+        let (mut max, mut sum, mut out) = (f64::MIN, 0.0, vec![0.0; d]);
+        for block in kept(i / block_q) {
+            let keys = block * block_k..((block + 1) * block_k).min(k.len());
+            let score = |j: usize| dot(q, &k[j]) * unit * q_scale[i / block_q] * k_scale[block];
+            let scores: Vec<f64> = keys.clone().map(score).collect();
+            let top = scores.iter().copied().fold(max, f64::max);
+            let shrink = (max - top).exp2();
+            (max, sum) = (top, sum * shrink);
+            out.iter_mut().for_each(|o| *o *= shrink);
+            for (j, score) in keys.zip(scores) {
+                let p = (score - max + offset).exp2();
+                sum += if form == Form::SageF16 { rounded(p) } else { p };
+                out.iter_mut().zip(&v[j]).for_each(|(o, v)| *o += rounded(p) * v);
+            }
+        }
+        out.iter().zip(&v_scale).map(|(o, scale)| o / sum * scale).collect()
     };
     q.iter().enumerate().map(row).collect()
 }

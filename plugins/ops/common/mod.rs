@@ -2,7 +2,10 @@
 
 pub mod attn;
 pub mod attn_expand;
+pub mod attn_linear;
+pub mod attn_pack;
 pub mod attn_reference;
+pub mod attn_simd;
 pub mod f8;
 pub mod norm;
 pub mod quant;

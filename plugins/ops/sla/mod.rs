@@ -6,7 +6,7 @@ use turbo_graph::{Graph, Value};
 
 use crate::block_map::{BLC, BLOCKS_Q, SIZES, heads_divide};
 use crate::cases::sample_inputs;
-use crate::common::attn::{Form, Prepared, for_each_block, head, linear_branch};
+use crate::common::attn::{Attention, Form};
 use crate::common::{attn_expand, attn_reference};
 use crate::{
     AttrDef, AttrKind, Attrs, Case, Data, Dim, Dims, Op, Rng, Tensor, TensorDef, TensorMut, TensorRef, Tol,
@@ -83,27 +83,20 @@ pub fn reference(form: Form, attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
 
 /// Both branches in f32.
 pub fn cpu(form: Form, attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
-    let [b, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
     let [heads, block_q, block_k] = ["heads", "block_q", "block_k"].map(|n| attrs.get_int(n));
-    let (blocks, keep, d) = (inputs[3].shape[2], inputs[3].shape[3], c / heads);
-    let (lut, key_blocks) = (inputs[3].i32(), l.div_ceil(block_k));
-    let each = (0..b * heads).map(|i| {
-        let take = || [0, 1, 2].map(|t| head(&inputs[t], heads, i / heads, i % heads));
-        let linear = linear_branch(take(), d, inputs[4].f32(), inputs[5].f32());
-        (Prepared::new(form, take(), d, block_q, block_k), linear)
-    });
-    let prepared: Vec<(Prepared, Vec<f32>)> = each.collect();
-    for_each_block(outputs[0].f32(), [b, l, c], heads, block_q, |batch, h, block, out| {
-        let (head, linear) = &prepared[batch * heads + h];
-        let at = ((batch * heads + h) * blocks + block) * keep;
+    let (blocks, keep) = (inputs[3].shape[2], inputs[3].shape[3]);
+    let (lut, key_blocks) = (inputs[3].i32(), inputs[1].shape[1].div_ceil(block_k));
+    let attention = Attention {
+        form,
+        qkv: [inputs[0], inputs[1], inputs[2]],
+        heads,
+        blocks: [block_q, block_k],
+        proj: Some([inputs[4].f32(), inputs[5].f32()]),
+    };
+    attention.run(outputs[0].f32(), |head, block| {
         // A block map from elsewhere may hold anything: what is no block is left out.
-        let kept: Vec<usize> = lut[at..at + keep]
-            .iter()
-            .filter_map(|&i| usize::try_from(i).ok().filter(|&i| i < key_blocks))
-            .collect();
-        head.attend(block, &kept, out);
-        let linear = &linear[block * block_q * d..][..out.len()];
-        out.iter_mut().zip(linear).for_each(|(o, l)| *o += l);
+        let row = lut[(head * blocks + block) * keep..][..keep].iter();
+        row.filter_map(|&i| usize::try_from(i).ok().filter(|&i| i < key_blocks)).collect()
     });
 }
 

@@ -14,6 +14,7 @@ use anyhow::Context;
 use arguments::{Cli, Command};
 use bars::Bars;
 use clap::{CommandFactory, Parser};
+use etcetera::BaseStrategy;
 use serde_json::json;
 use turbo_engine_file::EngineFile;
 use turbo_pipeline::backend;
@@ -127,8 +128,12 @@ fn generate(cli: &Cli) -> anyhow::Result<()> {
 fn cache_folder(cli: &Cli) -> Option<PathBuf> {
     match cli.no_cache {
         true => None,
-        false => cli.cache_dir.clone().or_else(|| Some(dirs::cache_dir()?.join("turbo-run"))),
+        false => cli.cache_dir.clone().or_else(|| Some(cache_dir()?.join("turbo-run"))),
     }
+}
+
+fn cache_dir() -> Option<PathBuf> {
+    etcetera::choose_base_strategy().ok().map(|strategy| strategy.cache_dir())
 }
 
 fn summary(cli: &Cli, report: &Report, opened: f64, encoding: f64, total: f64) -> String {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::{root, run};
 
 /// The ONNX Runtime that tests and demo use.
-const ONNXRUNTIME: &str = "onnxruntime==1.27.0";
+const ONNXRUNTIME: &str = "onnxruntime==1.32.0";
 
 /// Packages of the environment in which emitted ONNX files are checked.
 const CHECKERS: [&str; 3] = ["onnx==1.20.0", "numpy", "ml_dtypes"];

@@ -1,8 +1,9 @@
 //! One stage in ONNX Runtime.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Thread;
 use std::time::Duration;
 
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
@@ -17,6 +18,9 @@ use super::{BackendError, Runtime, Tensor};
 
 /// How often a run looks whether it should stop.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Held while a session is made.
+static LOADING: Mutex<()> = Mutex::new(());
 
 /// What a session is made of.
 pub struct Options<'a> {
@@ -54,8 +58,11 @@ impl Session {
     ) -> Result<Session, BackendError> {
         let stage = options.stage.to_string();
         let failed = |cause: String| BackendError::Load { stage: stage.clone(), cause };
+        // ONNX Runtime checks and adds a custom domain in two steps, which two threads must not interleave.
+        let loading = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut builder = configure(runtime, ops).map_err(|e| failed(e.to_string()))?;
         let session = builder.commit_from_memory(options.graph).map_err(|e| failed(e.to_string()))?;
+        drop(loading);
         let stored = weights::read(&options.weights).map_err(&failed)?;
         let mut weights = BTreeMap::new();
         for outlet in session.inputs() {
@@ -169,11 +176,22 @@ fn until<R>(cancelled: &AtomicBool, options: &RunOptions, work: impl FnOnce() ->
                 std::thread::park_timeout(POLL);
             }
         });
-        let result = work();
-        done.store(true, Ordering::Relaxed);
-        watch.thread().unpark();
-        result
+        let _end = End { done: &done, watch: watch.thread().clone() };
+        work()
     })
+}
+
+/// Ends the watch, also when the work panics: the scope would wait for it for ever.
+struct End<'a> {
+    done: &'a AtomicBool,
+    watch: Thread,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        self.watch.unpark();
+    }
 }
 
 fn shape(outlet: &Outlet) -> Vec<usize> {
