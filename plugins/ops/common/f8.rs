@@ -64,7 +64,7 @@ mod tests {
                 .iter()
                 .enumerate()
                 .min_by(|(i, a), (j, b)| {
-                    let far = |v: &f32| (f64::from(x.abs()) - f64::from(*v)).abs();
+                    let far = |v: &f32| (x.abs().min(MAX) - *v).abs();
                     far(a).total_cmp(&far(b)).then((i % 2).cmp(&(j % 2)))
                 })
                 .map(|(_, v)| v.copysign(x));
