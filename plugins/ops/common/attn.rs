@@ -14,8 +14,8 @@ use rayon::prelude::*;
 
 use super::attn_linear::Linear;
 use super::attn_pack::{Keys, Rows, Values, quantize_queries};
-use super::attn_simd::{Isa, LANES, Lanes, ROWS, Work, dispatch, exp2, mul_add, multiply, multiply_pairs};
 use super::f8::round_positive;
+use super::simd::{Isa, LANES, Lanes, ROWS, Work, dispatch, exp2, mul_add, multiply, multiply_pairs};
 use crate::{Attrs, TensorRef};
 
 /// Lifts probabilities to the top of the E4M3 range: `2^8.807` is about 448.

@@ -108,25 +108,58 @@ pub fn attend(
         let never = g.scalar(DType::F32, -1e30);
         scores = g.select(mask, scores, never);
     }
-    let max = g.reduce_max(scores, &[3]);
+    // Rounded probabilities are relative to the maximum of their own and all earlier blocks.
+    let block = if form == Form::Exact { s.max(1) } else { block_k };
+    let count = s.div_ceil(block);
+    let scores = g.pad(scores, &[(0, 0), (0, 0), (0, 0), (0, count * block - s)], -1e30);
+    let scores = g.reshape(scores, &[b, h, l, count, block]);
+    let max = g.reduce_max(scores, &[4]);
+    let max = running_max(g, max);
+    let last = g.slice(max, 3, count.saturating_sub(1), count);
+    let shrink = g.sub(max, last);
+    let shrink = exp2(g, shrink);
     let mut exponent = g.sub(scores, max);
     if form == Form::SageFp8 {
         exponent = g.add_scalar(exponent, 8.807);
     }
-    let exponent = g.mul_scalar(exponent, std::f64::consts::LN_2);
-    let p = g.exp(exponent);
-    let sum = g.reduce_sum(p, &[3]);
-    let p = match form {
+    let p = exp2(g, exponent);
+    let rounded = match form {
         Form::Exact => p,
         Form::SageF16 => round_to(g, p, DType::F16),
         Form::SageFp8 => round_to(g, p, DType::F8E4M3),
     };
+    let weights = g.mul(if form == Form::SageF16 { rounded } else { p }, shrink);
+    let sum = g.reduce_sum(weights, &[3, 4]);
+    let sum = g.reshape(sum, &[b, h, l, 1]);
+    let p = g.mul(rounded, shrink);
+    let p = g.reshape(p, &[b, h, l, count * block]);
+    let p = g.slice(p, 3, 0, s);
     let o = g.matmul(p, v);
     let o = g.div(o, sum);
     match v_scale {
         Some(scale) => g.mul(o, scale),
         None => o,
     }
+}
+
+/// Maximum of this and all earlier entries of axis 3 of `[b, h, l, count, 1]`, in steps of doubled reach.
+fn running_max(g: &mut Graph, mut x: Value) -> Value {
+    let count = g.dim(x, 3);
+    let mut reach = 1;
+    while reach < count {
+        let head = g.slice(x, 3, 0, reach);
+        let earlier = g.slice(x, 3, 0, count - reach);
+        let later = g.slice(x, 3, reach, count);
+        let tail = g.max(earlier, later);
+        x = g.concat(&[head, tail], 3);
+        reach *= 2;
+    }
+    x
+}
+
+fn exp2(g: &mut Graph, x: Value) -> Value {
+    let x = g.mul_scalar(x, std::f64::consts::LN_2);
+    g.exp(x)
 }
 
 fn round_to(g: &mut Graph, x: Value, dtype: DType) -> Value {

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::attn_pack::Rows;
-use super::attn_simd::{Isa, LANES, Lanes, ROWS, Work, dispatch, exp, mul_add, multiply};
+use super::simd::{Isa, LANES, Lanes, ROWS, Work, dispatch, exp, mul_add, multiply};
 
 /// Keeps the denominator away from zero.
 pub const LINEAR_EPS: f32 = 1e-5;

@@ -1,11 +1,11 @@
-//! Heads taken out of `[b, l, heads * d]` and laid out for the register tiles of [`super::attn_simd`].
+//! Heads taken out of `[b, l, heads * d]` and laid out for the register tiles of [`super::simd`].
 
 use half::f16;
 use rayon::prelude::*;
 
 use super::attn::Form;
-use super::attn_simd::{Isa, LANES, Lanes, PairLanes, ROWS, Work, dispatch};
 use super::f8::round_e4m3;
+use super::simd::{Isa, LANES, Lanes, PairLanes, ROWS, Work, dispatch};
 use crate::TensorRef;
 
 /// Largest magnitude of scaled FP8 values, so that sums also fit f16 accumulators.

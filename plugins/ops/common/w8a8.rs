@@ -1,12 +1,25 @@
 //! INT8 matrix product with f32 block scales.
 //!
 //! `acc = fma(float(int32 dot of 128 columns), x_scale * w_scale, acc)` over the blocks of K in ascending order:
-//! the sums within a block are exact, so the result does not depend on the processor or the number of threads.
+//! the sums within a block are exact, so the result depends neither on the number of threads nor on the instruction
+//! set, as long as that has a fused multiply-add.
+//!
+//! The loops are those of Goto and van de Geijn ("Anatomy of high-performance matrix multiplication", 2008): weights
+//! are laid out once for all rows, a task lays 128 rows of activations out for all its outputs, and a register tile
+//! is six rows by one or four vectors of outputs.
 
 use rayon::prelude::*;
 
 use super::quant::BLOCK;
+use super::simd::{Isa, LANES, Lanes, ROWS, Words, Work, dispatch, gelu_tanh};
 use crate::TensorRef;
+
+/// Outputs of a task.
+pub const STRIP: usize = 8 * BLOCK;
+/// Strips whose weights are laid out at a time: they take at most 4 KiB for each of the `k` inputs.
+const STRIPS: usize = 2;
+/// Vectors of outputs in a block.
+const VECTORS: usize = BLOCK / LANES;
 
 /// Quantised operands of `y = x @ w^T`.
 #[derive(Clone, Copy)]
@@ -21,54 +34,243 @@ pub struct Operands<'a> {
     pub ws: &'a [f32],
     /// Bias `[n]`.
     pub bias: &'a [f32],
+    /// Rows.
+    pub m: usize,
     /// Outputs.
     pub n: usize,
     /// Inputs.
     pub k: usize,
+    /// Whether the tanh GELU follows the bias.
+    pub gelu: bool,
+}
+
+/// What happens to a block of outputs.
+pub trait Epilogue: Sync {
+    /// What one task writes: up to 128 rows and up to [`STRIP`] columns.
+    type Out<'o>: Send;
+
+    /// Takes a block of outputs, bias and activation included.
+    fn finish<I: Isa>(&self, out: &mut Self::Out<'_>, block: &Block<'_>);
+}
+
+/// A block of outputs.
+pub struct Block<'a> {
+    /// First row in the whole.
+    pub row: usize,
+    /// First column in the whole.
+    pub column: usize,
+    /// Columns.
+    pub width: usize,
+    /// The rows, 128 columns each, of which only the first [`Block::width`] mean something.
+    pub rows: &'a [[f32; BLOCK]],
+}
+
+impl<'a> Block<'a> {
+    /// First column within the task.
+    pub fn offset(&self) -> usize {
+        self.column % STRIP
+    }
+
+    /// The rows.
+    pub fn rows(&self) -> impl Iterator<Item = &'a [f32]> + Clone {
+        let width = self.width;
+        self.rows.iter().map(move |row| &row[..width])
+    }
+}
+
+/// Splits `[m, n]` into what each task writes, `rows` by `columns`, by columns first.
+pub fn split<T>(y: &mut [T], n: usize, rows: usize, columns: usize) -> Vec<Vec<&mut [T]>> {
+    let down = (y.len() / n.max(1)).div_ceil(rows);
+    let mut parts: Vec<Vec<&mut [T]>> = (0..down * n.div_ceil(columns)).map(|_| Vec::new()).collect();
+    for (i, row) in y.chunks_mut(n.max(1)).enumerate() {
+        for (j, part) in row.chunks_mut(columns).enumerate() {
+            parts[j * down + i / rows].push(part);
+        }
+    }
+    parts
+}
+
+/// Weights of some outputs: for each block of outputs and of inputs, groups of [`Isa::PANELS`] vectors of outputs;
+/// for each group the sums that undo [`Isa::RAISE`], then the words of every step.
+struct Weights(Vec<Words>);
+
+impl Weights {
+    fn new(x: &Operands<'_>, columns: std::ops::Range<usize>) -> Self {
+        let mut size = 0;
+        dispatch(SizeOf(&mut size));
+        let tiles = x.k.div_ceil(BLOCK);
+        let mut words = vec![[0; LANES]; columns.len().div_ceil(BLOCK) * tiles * size];
+        words.par_chunks_mut(tiles * size).zip(columns.into_par_iter().step_by(BLOCK)).for_each(
+            |(words, column)| {
+                for (tile, words) in words.chunks_mut(size).enumerate() {
+                    dispatch(PackWeights { x, column, tile, words });
+                }
+            },
+        );
+        Weights(words)
+    }
+}
+
+/// Vectors that a block of weights takes.
+const fn block_size<I: Isa>() -> usize {
+    VECTORS * (1 + BLOCK / I::DEPTH)
+}
+
+struct SizeOf<'a>(&'a mut usize);
+
+impl Work for SizeOf<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        *self.0 = block_size::<I>();
+    }
+}
+
+/// Lays one block of weights out.
+struct PackWeights<'a> {
+    x: &'a Operands<'a>,
+    column: usize,
+    tile: usize,
+    words: &'a mut [Words],
+}
+
+impl Work for PackWeights<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let PackWeights { x, column, tile, words } = self;
+        let steps = BLOCK / I::DEPTH;
+        for c in 0..BLOCK.min(x.n - column) {
+            let (group, panel, lane) = (c / LANES / I::PANELS, c / LANES % I::PANELS, c % LANES);
+            let words = &mut words[group * I::PANELS * (1 + steps)..][..I::PANELS * (1 + steps)];
+            let row = &x.w[(column + c) * x.k..][..x.k];
+            let row = &row[tile * BLOCK..x.k.min((tile + 1) * BLOCK)];
+            let sum: i32 = row.iter().map(|&w| i32::from(w)).sum();
+            words[panel][lane] = -I::RAISE * sum;
+            for (step, values) in row.chunks(I::DEPTH).enumerate() {
+                words[(1 + step) * I::PANELS + panel][lane] = I::right(values);
+            }
+        }
+    }
+}
+
+/// 128 rows by the outputs of a strip.
+struct Task<'a, 'o, E: Epilogue> {
+    x: &'a Operands<'a>,
+    weights: &'a [Words],
+    /// First row and column.
+    at: [usize; 2],
+    epilogue: &'a E,
+    out: &'a mut E::Out<'o>,
+}
+
+impl<E: Epilogue> Work for Task<'_, '_, E> {
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let Task { x, weights, at: [row, column], epilogue, out } = self;
+        let (tiles, steps) = (x.k.div_ceil(BLOCK), BLOCK / I::DEPTH);
+        let count = BLOCK.min(x.m - row);
+        let groups = count.div_ceil(ROWS);
+        let left = left_words::<I>(x, row, count);
+        let scales = &x.s[row / BLOCK * tiles..][..tiles];
+        let mut sums = vec![[0.0; LANES]; groups * ROWS * VECTORS];
+        let mut rows = vec![[0.0; BLOCK]; count];
+        let columns = (column..x.n.min(column + STRIP)).step_by(BLOCK);
+        for (column, weights) in columns.zip(weights.chunks_exact(tiles * block_size::<I>())) {
+            sums.fill([0.0; LANES]);
+            let ws = &x.ws[column / BLOCK * tiles..][..tiles];
+            for (tile, weights) in weights.chunks_exact(block_size::<I>()).enumerate() {
+                let scale = scales[tile] * ws[tile];
+                let left = &left[tile * groups * steps..][..groups * steps];
+                let panels = weights.chunks_exact(I::PANELS * (1 + steps));
+                for (weights, sums) in panels.zip(sums.chunks_exact_mut(I::PANELS * groups * ROWS)) {
+                    for (left, sums) in left.chunks_exact(steps).zip(sums.chunks_exact_mut(I::PANELS * ROWS))
+                    {
+                        match I::PANELS {
+                            4 => multiply::<I, 4>(left, weights, scale, sums),
+                            _ => multiply::<I, 1>(left, weights, scale, sums),
+                        }
+                    }
+                }
+            }
+            let width = BLOCK.min(x.n - column);
+            for (c, lanes) in sums.chunks_exact(groups * ROWS * I::PANELS).enumerate() {
+                for (r, row) in rows.iter_mut().enumerate() {
+                    let from = &lanes[r * I::PANELS..][..I::PANELS];
+                    row[c * I::PANELS * LANES..][..I::PANELS * LANES].copy_from_slice(from.as_flattened());
+                }
+            }
+            for row in &mut rows {
+                for (y, b) in row.iter_mut().zip(&x.bias[column..column + width]) {
+                    *y += b;
+                }
+                if x.gelu {
+                    row.iter_mut().for_each(|y| *y = gelu_tanh::<I>(*y));
+                }
+            }
+            epilogue.finish::<I>(out, &Block { row, column, width, rows: &rows });
+        }
+    }
+}
+
+/// Rows of activations in groups of six: for each block of inputs and each group, the words of every step.
+#[inline(always)]
+fn left_words<I: Isa>(x: &Operands<'_>, first: usize, count: usize) -> Vec<[i32; ROWS]> {
+    let (tiles, steps, groups) = (x.k.div_ceil(BLOCK), BLOCK / I::DEPTH, count.div_ceil(ROWS));
+    let mut words = vec![[0; ROWS]; tiles * groups * steps];
+    for (r, row) in x.q[first * x.k..][..count * x.k].chunks_exact(x.k).enumerate() {
+        for (tile, values) in row.chunks(BLOCK).enumerate() {
+            let words = &mut words[(tile * groups + r / ROWS) * steps..][..steps];
+            for (word, values) in words.iter_mut().zip(values.chunks(I::DEPTH)) {
+                word[r % ROWS] = I::left(values);
+            }
+        }
+    }
+    words
+}
+
+/// Adds a block of inputs to the sums of six rows and `P` vectors of outputs.
+#[inline(always)]
+fn multiply<I: Isa, const P: usize>(left: &[[i32; ROWS]], right: &[Words], scale: f32, sums: &mut [Lanes]) {
+    let (offsets, right) = right.split_at(P);
+    let mut ints = [[I::no_ints(); P]; ROWS];
+    for row in &mut ints {
+        for (int, offset) in row.iter_mut().zip(offsets) {
+            *int = I::load_ints(offset);
+        }
+    }
+    for (left, right) in left.iter().zip(right.as_chunks::<P>().0) {
+        for (row, &left) in ints.iter_mut().zip(left) {
+            for (int, right) in row.iter_mut().zip(right) {
+                *int = I::add_words(*int, left, right);
+            }
+        }
+    }
+    for (sum, &int) in sums.iter_mut().zip(ints.as_flattened()) {
+        *sum = I::store(I::add_ints(I::load(sum), scale, int));
+    }
 }
 
 impl<'a> Operands<'a> {
     /// The first five inputs of every W8A8 op.
-    pub fn of(inputs: &[TensorRef<'a>]) -> Self {
+    pub fn of(inputs: &[TensorRef<'a>], gelu: bool) -> Self {
         let [q, s, w, ws, bias] = [0, 1, 2, 3, 4].map(|i| inputs[i]);
-        let (n, k) = (w.shape[0], w.shape[1]);
-        Operands { q: q.i8(), s: s.f32(), w: w.i8(), ws: ws.f32(), bias: bias.f32(), n, k }
+        let (m, n, k) = (q.shape[0], w.shape[0], w.shape[1]);
+        Operands { q: q.i8(), s: s.f32(), w: w.i8(), ws: ws.f32(), bias: bias.f32(), m, n, k, gelu }
     }
 
-    /// Fills `out` with `rows` rows of sums plus bias, starting at a multiple of 128.
-    fn rows(&self, first: usize, out: &mut [f32]) {
-        let tiles = self.k.div_ceil(BLOCK);
-        let scales = &self.s[first / BLOCK * tiles..][..tiles];
-        out.fill(0.0);
-        for (r, out) in out.chunks_mut(self.n).enumerate() {
-            let a = &self.q[(first + r) * self.k..][..self.k];
-            for (c, sum) in out.iter_mut().enumerate() {
-                let b = &self.w[c * self.k..][..self.k];
-                let ws = &self.ws[c / BLOCK * tiles..][..tiles];
-                for (((a, b), &scale), &ws) in a.chunks(BLOCK).zip(b.chunks(BLOCK)).zip(scales).zip(ws) {
-                    let dot: i32 = a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
-                    *sum = (dot as f32).mul_add(scale * ws, *sum);
-                }
-                *sum += self.bias[c];
-            }
+    /// Computes all blocks of `y [m, n]`; `outs` are the parts of the output as [`split`] orders them.
+    pub fn compute<E: Epilogue>(&self, mut outs: Vec<E::Out<'_>>, epilogue: &E) {
+        let down = self.m.div_ceil(BLOCK);
+        let mut block = 0;
+        dispatch(SizeOf(&mut block));
+        let strip = STRIP / BLOCK * self.k.div_ceil(BLOCK) * block;
+        for (i, outs) in outs.chunks_mut((STRIPS * down).max(1)).enumerate() {
+            let first = i * STRIPS * STRIP;
+            let weights = Weights::new(self, first..self.n.min(first + STRIPS * STRIP)).0;
+            outs.par_iter_mut().enumerate().for_each(|(i, out)| {
+                let weights = &weights[i / down * strip..];
+                let at = [i % down * BLOCK, first + i / down * STRIP];
+                dispatch(Task { x: self, weights, at, epilogue, out });
+            });
         }
     }
-
-    /// Computes `y [m, n]`, bias included, and hands every 128 rows to `finish(first row, rows)`.
-    pub fn compute(&self, y: &mut [f32], finish: impl Fn(usize, &mut [f32]) + Sync) {
-        if y.is_empty() {
-            return;
-        }
-        y.par_chunks_mut(BLOCK * self.n).enumerate().for_each(|(i, rows)| {
-            self.rows(i * BLOCK, rows);
-            finish(i * BLOCK, rows);
-        });
-    }
-}
-
-/// GELU with the tanh approximation.
-pub fn gelu_tanh(x: f32) -> f32 {
-    let x = f64::from(x);
-    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
-    (0.5 * x * (1.0 + inner.tanh())) as f32
 }

@@ -5,7 +5,8 @@
 use turbo_graph::{DType, Graph, Value};
 
 use crate::common::quant::BLOCK;
-use crate::common::w8a8::{Operands, gelu_tanh};
+use crate::common::simd::Isa;
+use crate::common::w8a8::{Block, Epilogue, Operands, STRIP, split};
 use crate::quantize;
 use crate::schema::DTYPE_ATTR;
 use crate::{
@@ -91,15 +92,28 @@ fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
     vec![Tensor::f64(&shape, reference_linear(attrs, inputs))]
 }
 
-/// Applies the activation in place.
-pub fn activate(attrs: &Attrs, rows: &mut [f32]) {
-    if attrs.get_choice("activation") == "gelu_tanh" {
-        rows.iter_mut().for_each(|v| *v = gelu_tanh(*v));
+/// Whether the tanh GELU follows.
+pub fn gelu(attrs: &Attrs) -> bool {
+    attrs.get_choice("activation") == "gelu_tanh"
+}
+
+/// Copies outputs to where they belong.
+struct Store;
+
+impl Epilogue for Store {
+    type Out<'o> = Vec<&'o mut [f32]>;
+
+    #[inline(always)]
+    fn finish<I: Isa>(&self, out: &mut Self::Out<'_>, block: &Block<'_>) {
+        for (out, row) in out.iter_mut().zip(block.rows()) {
+            out[block.offset()..][..block.width].copy_from_slice(row);
+        }
     }
 }
 
 fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
-    Operands::of(inputs).compute(outputs[0].f32(), |_, rows| activate(attrs, rows));
+    let x = Operands::of(inputs, gelu(attrs));
+    x.compute(split(outputs[0].f32(), x.n, BLOCK, STRIP), &Store);
 }
 
 /// The linear in standard operators, f32 `[m, n]`.

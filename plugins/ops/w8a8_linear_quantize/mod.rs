@@ -2,10 +2,11 @@
 
 use turbo_graph::{Graph, Value};
 
-use crate::common::quant::{BLOCK, quantize};
-use crate::common::w8a8::Operands;
+use crate::common::quant::{BLOCK, quantize_block};
+use crate::common::simd::Isa;
+use crate::common::w8a8::{Block, Epilogue, Operands, STRIP, split};
 use crate::w8a8_linear::{
-    ACTIVATION, INPUTS, M, N, activate, expand_linear, linear_cases, reference_linear, sample_op,
+    ACTIVATION, INPUTS, M, N, expand_linear, gelu, linear_cases, reference_linear, sample_op,
 };
 use crate::{Attrs, Case, Dim, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
 
@@ -39,12 +40,24 @@ fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
     crate::quantize::reference_blocks(&y, inputs[0].shape[0], inputs[2].shape[0]).into()
 }
 
+/// Quantises each block while it is in the cache.
+struct Quantize;
+
+impl Epilogue for Quantize {
+    type Out<'o> = (Vec<&'o mut [i8]>, &'o mut [f32]);
+
+    #[inline(always)]
+    fn finish<I: Isa>(&self, (q, s): &mut Self::Out<'_>, block: &Block<'_>) {
+        let outs = q.iter_mut().map(|row| &mut row[block.offset()..][..block.width]);
+        s[block.offset() / BLOCK] = quantize_block(block.rows(), outs);
+    }
+}
+
 fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
     let [q, s] = outputs else { return };
-    let (m, n) = (inputs[0].shape[0], inputs[2].shape[0]);
-    let mut y = vec![0.0; m * n];
-    Operands::of(inputs).compute(&mut y, |_, rows| activate(attrs, rows));
-    quantize(&y, m, n, q.i8(), s.f32());
+    let x = Operands::of(inputs, gelu(attrs));
+    let scales = split(s.f32(), x.n.div_ceil(BLOCK), 1, STRIP / BLOCK).into_iter().flatten();
+    x.compute(split(q.i8(), x.n, BLOCK, STRIP).into_iter().zip(scales).collect(), &Quantize);
 }
 
 fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {

@@ -2,7 +2,9 @@
 
 use turbo_graph::{DType, Graph, Value};
 
-use crate::common::w8a8::Operands;
+use crate::common::quant::BLOCK;
+use crate::common::simd::{Isa, mul_add};
+use crate::common::w8a8::{Block, Epilogue, Operands, STRIP, split};
 use crate::w8a8_linear::{INPUTS as LINEAR, M, N, expand_linear, linear_cases, reference_linear, sample_op};
 use crate::{Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
 
@@ -50,18 +52,37 @@ fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
     vec![Tensor::f64(&inputs[5].shape, y)]
 }
 
-fn cpu(_: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
-    let (m, n, g) = (inputs[5].shape[0], inputs[5].shape[1], inputs[6].shape[0]);
-    let (residual, gate) = (inputs[5].f32(), inputs[6].f32());
-    Operands::of(inputs).compute(outputs[0].f32(), |first, rows| {
-        for (i, row) in rows.chunks_mut(n).enumerate() {
-            let at = first + i;
-            let gate = &gate[at / (m / g) * n..][..n];
-            for ((v, &r), &gate) in row.iter_mut().zip(&residual[at * n..]).zip(gate) {
-                *v = gate.mul_add(*v, r);
+/// Scales by the gate and adds to the residual.
+struct Residual<'a> {
+    residual: &'a [f32],
+    gate: &'a [f32],
+    n: usize,
+    /// Rows that share a row of the gate.
+    group: usize,
+}
+
+impl Epilogue for Residual<'_> {
+    type Out<'o> = Vec<&'o mut [f32]>;
+
+    #[inline(always)]
+    fn finish<I: Isa>(&self, out: &mut Self::Out<'_>, block: &Block<'_>) {
+        for (i, (out, row)) in out.iter_mut().zip(block.rows()).enumerate() {
+            let at = block.row + i;
+            let residual = &self.residual[at * self.n + block.column..][..block.width];
+            let gate = &self.gate[at / self.group * self.n + block.column..][..block.width];
+            let out = &mut out[block.offset()..][..block.width];
+            for (((y, &v), &r), &gate) in out.iter_mut().zip(row).zip(residual).zip(gate) {
+                *y = mul_add::<I>(gate, v, r);
             }
         }
-    });
+    }
+}
+
+fn cpu(_: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+    let x = Operands::of(inputs, false);
+    let (residual, gate) = (inputs[5].f32(), inputs[6].f32());
+    let epilogue = Residual { residual, gate, n: x.n, group: x.m / inputs[6].shape[0] };
+    x.compute(split(outputs[0].f32(), x.n, BLOCK, STRIP), &epilogue);
 }
 
 fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {

@@ -1,4 +1,4 @@
-//! Vectors of sixteen lanes for the attention kernels: one source, compiled for several instruction sets.
+//! Vectors of sixteen lanes for the kernels: one source, compiled for several instruction sets.
 //!
 //! A kernel is a [`Work`], generic over [`Isa`] and inlined whole; [`dispatch`] picks the best set that the
 //! processor has. Results may differ between sets in the last bits (fused or separate rounding), never between
@@ -13,6 +13,9 @@ pub const ROWS: usize = 6;
 pub type Lanes = [f32; LANES];
 /// Two neighbouring channels of sixteen queries.
 pub type PairLanes = [[i16; 2]; LANES];
+
+/// Sixteen words of INT8 values, or sixteen of their sums.
+pub type Words = [i32; LANES];
 
 /// An instruction set.
 pub trait Isa: Copy {
@@ -35,6 +38,23 @@ pub trait Isa: Copy {
     fn add_pairs(ints: Self::Ints, a: [i16; 2], b: &PairLanes) -> Self::Ints;
     /// The sums as f32.
     fn to_lanes(ints: Self::Ints) -> Lanes;
+
+    /// INT8 values in a word of an INT8 product.
+    const DEPTH: usize;
+    /// Panels of sixteen outputs that are worked on at a time: 1 or 4.
+    const PANELS: usize;
+    /// What left values are raised by to be unsigned.
+    const RAISE: i32;
+    /// [`Isa::DEPTH`] left values as a word; missing ones are anything.
+    fn left(values: &[i8]) -> i32;
+    /// [`Isa::DEPTH`] right values as a word; missing ones are zero.
+    fn right(values: &[i8]) -> i32;
+    /// Loads integer sums.
+    fn load_ints(x: &Words) -> Self::Ints;
+    /// `ints + a * b` over the values of the words, exact.
+    fn add_words(ints: Self::Ints, a: i32, b: &Words) -> Self::Ints;
+    /// `sums + a * ints`.
+    fn add_ints(sums: Self::Sums, a: f32, ints: Self::Ints) -> Self::Sums;
 }
 
 /// Plain Rust.
@@ -77,6 +97,44 @@ impl Isa for Portable {
     fn to_lanes(ints: [i32; LANES]) -> Lanes {
         ints.map(|x| x as f32)
     }
+
+    const DEPTH: usize = 2;
+    const PANELS: usize = 1;
+    const RAISE: i32 = 0;
+
+    #[inline(always)]
+    fn left(values: &[i8]) -> i32 {
+        word([0, 1].map(|i| values.get(i).map_or(0, |&v| v.into())))
+    }
+    #[inline(always)]
+    fn right(values: &[i8]) -> i32 {
+        Self::left(values)
+    }
+    #[inline(always)]
+    fn load_ints(x: &Words) -> Words {
+        *x
+    }
+    #[inline(always)]
+    fn add_words(mut ints: Words, a: i32, b: &Words) -> Words {
+        let halves = |word: i32| [i32::from(word as i16), word >> 16];
+        let a = halves(a);
+        for (int, &b) in ints.iter_mut().zip(b) {
+            let b = halves(b);
+            *int += a[0] * b[0] + a[1] * b[1];
+        }
+        ints
+    }
+    #[inline(always)]
+    fn add_ints(sums: Lanes, a: f32, ints: Words) -> Lanes {
+        Self::add_scaled(sums, a, &Self::to_lanes(ints))
+    }
+}
+
+/// Two i16 in one word, the first in the low half.
+#[inline(always)]
+pub fn word(pair: [i16; 2]) -> i32 {
+    let [low, high] = pair.map(|x| i32::from(x as u16));
+    low | high << 16
 }
 
 /// A kernel.
@@ -172,6 +230,15 @@ pub fn exp<I: Isa>(x: f32) -> f32 {
     let r = mul_add::<I>(n, -LOW, mul_add::<I>(n, -HIGH, clamped));
     let e = scaled_exp::<I>(shifted, r);
     if x < -87.0 { 0.0 } else { e }
+}
+
+/// `x` times the logistic function of `2 sqrt(2 / pi) (x + 0.044715 x^3)`: GELU with the tanh approximation.
+#[inline(always)]
+pub fn gelu_tanh<I: Isa>(x: f32) -> f32 {
+    const FACTOR: f32 = -1.595_769_1;
+    let power = FACTOR * (x + 0.044715 * x * x * x);
+    // Where the power is cut off the result is below the least normal number.
+    x / (1.0 + exp::<I>(if power > 88.0 { 88.0 } else { power }))
 }
 
 #[cfg(test)]

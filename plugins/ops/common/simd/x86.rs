@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, LANES, Lanes, PairLanes, Portable, Work};
+use super::{Isa, LANES, Lanes, PairLanes, Portable, Words, Work, word};
 
 /// Runs a kernel on the best set that the processor has.
 pub fn dispatch(work: impl Work) {
@@ -82,7 +82,7 @@ impl Isa for Avx2 {
         let b = b.as_ptr().cast::<__m256i>();
         // SAFETY: sixteen pairs of i16 are two registers, read unaligned; AVX2 was detected.
         unsafe {
-            let a = _mm256_set1_epi32(pair(a));
+            let a = _mm256_set1_epi32(word(a));
             let low = _mm256_madd_epi16(a, _mm256_loadu_si256(b));
             let high = _mm256_madd_epi16(a, _mm256_loadu_si256(b.add(1)));
             [_mm256_add_epi32(ints[0], low), _mm256_add_epi32(ints[1], high)]
@@ -92,6 +92,44 @@ impl Isa for Avx2 {
     fn to_lanes(ints: Self::Ints) -> Lanes {
         // SAFETY: AVX2 was detected.
         Self::store(unsafe { [_mm256_cvtepi32_ps(ints[0]), _mm256_cvtepi32_ps(ints[1])] })
+    }
+
+    const DEPTH: usize = 2;
+    const PANELS: usize = 1;
+    const RAISE: i32 = 0;
+
+    #[inline(always)]
+    fn left(values: &[i8]) -> i32 {
+        Portable::left(values)
+    }
+    #[inline(always)]
+    fn right(values: &[i8]) -> i32 {
+        Portable::right(values)
+    }
+    #[inline(always)]
+    fn load_ints(x: &Words) -> Self::Ints {
+        let x = x.as_ptr().cast::<__m256i>();
+        // SAFETY: both halves of sixteen i32 are read, unaligned; AVX was detected.
+        unsafe { [_mm256_loadu_si256(x), _mm256_loadu_si256(x.add(1))] }
+    }
+    #[inline(always)]
+    fn add_words(ints: Self::Ints, a: i32, b: &Words) -> Self::Ints {
+        let b = Self::load_ints(b);
+        // SAFETY: AVX2 was detected.
+        unsafe {
+            let a = _mm256_set1_epi32(a);
+            let sum = |i: usize| _mm256_add_epi32(ints[i], _mm256_madd_epi16(a, b[i]));
+            [sum(0), sum(1)]
+        }
+    }
+    #[inline(always)]
+    fn add_ints(sums: Self::Sums, a: f32, ints: Self::Ints) -> Self::Sums {
+        // SAFETY: AVX2 and FMA were detected.
+        unsafe {
+            let a = _mm256_set1_ps(a);
+            let sum = |i: usize| _mm256_fmadd_ps(a, _mm256_cvtepi32_ps(ints[i]), sums[i]);
+            [sum(0), sum(1)]
+        }
     }
 }
 
@@ -127,7 +165,7 @@ impl Isa for Avx512 {
         // SAFETY: sixteen pairs of i16 are one register, read unaligned; AVX-512 VNNI was detected.
         unsafe {
             let b = _mm512_loadu_si512(b.as_ptr().cast());
-            _mm512_dpwssd_epi32(ints, _mm512_set1_epi32(pair(a)), b)
+            _mm512_dpwssd_epi32(ints, _mm512_set1_epi32(word(a)), b)
         }
     }
     #[inline(always)]
@@ -135,11 +173,33 @@ impl Isa for Avx512 {
         // SAFETY: AVX-512F was detected.
         Self::store(unsafe { _mm512_cvtepi32_ps(ints) })
     }
-}
 
-/// Two i16 in one i32, the first in the low half.
-#[inline(always)]
-fn pair(a: [i16; 2]) -> i32 {
-    let [low, high] = a.map(|x| i32::from(x as u16));
-    low | high << 16
+    const DEPTH: usize = 4;
+    const PANELS: usize = 4;
+    const RAISE: i32 = 128;
+
+    #[inline(always)]
+    fn left(values: &[i8]) -> i32 {
+        // The other way round in the top bit is the value plus 128, unsigned.
+        Self::right(values) ^ i32::from_le_bytes([0x80; 4])
+    }
+    #[inline(always)]
+    fn right(values: &[i8]) -> i32 {
+        i32::from_le_bytes([0, 1, 2, 3].map(|i| values.get(i).map_or(0, |&v| v as u8)))
+    }
+    #[inline(always)]
+    fn load_ints(x: &Words) -> __m512i {
+        // SAFETY: sixteen i32 are read, unaligned; AVX-512F was detected.
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn add_words(ints: __m512i, a: i32, b: &Words) -> __m512i {
+        // SAFETY: AVX-512 VNNI was detected.
+        unsafe { _mm512_dpbusd_epi32(ints, _mm512_set1_epi32(a), Self::load_ints(b)) }
+    }
+    #[inline(always)]
+    fn add_ints(sums: __m512, a: f32, ints: __m512i) -> __m512 {
+        // SAFETY: AVX-512F was detected.
+        unsafe { _mm512_fmadd_ps(_mm512_set1_ps(a), _mm512_cvtepi32_ps(ints), sums) }
+    }
 }
