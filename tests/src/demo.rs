@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use turbo_media::{Frame, load_image};
+use turbo_pipeline::{Engine, Precision, Request, Silent};
+use turbo_sampler::NoiseKind;
 
 /// `models/demo` of the workspace.
 pub fn folder() -> PathBuf {
@@ -55,6 +57,31 @@ impl Captions {
         let frame = |rgb: &[u8]| Frame { width: strip.width, height: self.height, rgb: rgb.to_vec() };
         Ok(strip.rgb.chunks(bytes).map(frame).collect())
     }
+}
+
+/// Frames with the noise of the reference's figures: `torch.randn` on a GPU of 132 multiprocessors, seed 0.
+///
+/// # Errors
+/// What the pipeline reports.
+pub fn generate(engine: &Engine, prompt: &str, steps: u32) -> Result<Vec<Frame>> {
+    let noise: NoiseKind = "torch-cuda:132x2048".parse().map_err(anyhow::Error::msg)?;
+    let request = Request {
+        prompt: prompt.to_string(),
+        image: None,
+        seed: 0,
+        steps: Some(steps),
+        sampler: None,
+        sigma_max: None,
+        noise: noise.source(0)?,
+        precision: Precision::Bf16,
+        cache: None,
+    };
+    let mut frames = Vec::new();
+    engine.generate(request, &mut Silent, &mut |frame| {
+        frames.push(frame);
+        Ok(())
+    })?;
+    Ok(frames)
 }
 
 /// PSNR in dB over all frames and channels, on the 0..255 scale.

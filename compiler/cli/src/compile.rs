@@ -93,13 +93,14 @@ impl<'a> Prepared<'a> {
             };
             (stages::build(&plan, &networks).map_err(failed)?, optional)
         };
+        let proj_l: BTreeSet<String> = turbo_models::dit::names::proj_l(plan.dit.layers).collect();
         let mut unused = BTreeMap::new();
         let mut weights = BTreeMap::new();
         for ((source, mut stored), (_, network)) in stored.into_iter().zip(sources(inputs)) {
             let used = stages.iter().filter(|s| s.weights == source);
             let used: BTreeSet<String> = used.flat_map(|s| stages::weight_names(&s.graph)).collect();
             let known = |name: &str| match source {
-                Source::Dit(_) => name.contains(turbo_models::dit::names::PROJ_L),
+                Source::Dit(_) => proj_l.contains(name),
                 Source::TextEncoder => false,
                 Source::Vae => optional.contains(name),
             };

@@ -2,6 +2,7 @@
 
 use serde_json::Value as Json;
 
+use super::names;
 use crate::Weights;
 
 /// Channels of one attention head in every Wan model.
@@ -92,7 +93,6 @@ impl Config {
         if layers == 0 {
             return Err(ConfigError::Missing("blocks.0.modulation".to_string()));
         }
-        let proj = weights.info("blocks.0.self_attn.attn_op.local_attn.proj_l.weight");
         let whole = |name: &str, n: usize, by: usize| {
             if n > 0 && n.is_multiple_of(by) {
                 return Ok(n / by);
@@ -111,7 +111,8 @@ impl Config {
             text_dim,
             freq_dim,
             eps: json.and_then(|j| j.get("eps")).and_then(Json::as_f64).unwrap_or(1e-6) as f32,
-            has_proj_l: proj.is_some(),
+            // One is enough: that the others are missing is then an error that names them.
+            has_proj_l: names::proj_l(layers).any(|name| weights.info(&name).is_some()),
             quantized,
         };
         if config.in_dim < config.out_dim {

@@ -1,7 +1,12 @@
 //! Checkpoint names of the DiT in the dialects that are found, and the canonical ones (official Wan's).
 
-/// Where a canonical tensor comes from in a dialect.
-pub const PROJ_L: &str = "attn_op.local_attn.proj_l";
+/// The output projection of the linear attention branch, below `self_attn.`.
+const PROJ_L: &str = "attn_op.local_attn.proj_l";
+
+/// Names of the tensors of `proj_l` in this many blocks.
+pub fn proj_l(layers: usize) -> impl Iterator<Item = String> {
+    (0..layers).flat_map(|i| ["weight", "bias"].map(|leaf| format!("blocks.{i}.self_attn.{PROJ_L}.{leaf}")))
+}
 
 /// Aliases of `proj_l` in converted TurboWan checkpoints, below `self_attn.`.
 const PROJ_L_ALIASES: [&str; 3] = ["attn_op.local_attn.proj_l.", "attn_impl.proj_l.", "local_attn.proj_l."];

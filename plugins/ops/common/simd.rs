@@ -41,7 +41,9 @@ pub trait Isa: Copy {
 
     /// INT8 values in a word of an INT8 product.
     const DEPTH: usize;
-    /// Panels of sixteen outputs that are worked on at a time: 1 or 4.
+    /// Rows of a register tile of an INT8 product.
+    const HEIGHT: usize;
+    /// Vectors of sixteen outputs of that tile: 1 with 6 rows, 2 with 8.
     const PANELS: usize;
     /// What left values are raised by to be unsigned.
     const RAISE: i32;
@@ -99,6 +101,7 @@ impl Isa for Portable {
     }
 
     const DEPTH: usize = 2;
+    const HEIGHT: usize = 6;
     const PANELS: usize = 1;
     const RAISE: i32 = 0;
 
@@ -235,7 +238,7 @@ pub fn exp<I: Isa>(x: f32) -> f32 {
 /// `x` times the logistic function of `2 sqrt(2 / pi) (x + 0.044715 x^3)`: GELU with the tanh approximation.
 #[inline(always)]
 pub fn gelu_tanh<I: Isa>(x: f32) -> f32 {
-    const FACTOR: f32 = -1.595_769_1;
+    const FACTOR: f32 = -std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::SQRT_2;
     let power = FACTOR * (x + 0.044715 * x * x * x);
     // Where the power is cut off the result is below the least normal number.
     x / (1.0 + exp::<I>(if power > 88.0 { 88.0 } else { power }))

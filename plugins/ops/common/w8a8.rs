@@ -6,12 +6,12 @@
 //!
 //! The loops are those of Goto and van de Geijn ("Anatomy of high-performance matrix multiplication", 2008): weights
 //! are laid out once for all rows, a task lays 128 rows of activations out for all its outputs, and a register tile
-//! is six rows by one or four vectors of outputs.
+//! is six rows by one vector of outputs, or eight by two.
 
 use rayon::prelude::*;
 
 use super::quant::BLOCK;
-use super::simd::{Isa, LANES, Lanes, ROWS, Words, Work, dispatch, gelu_tanh};
+use super::simd::{Isa, LANES, Lanes, Words, Work, dispatch, gelu_tanh};
 use crate::TensorRef;
 
 /// Outputs of a task.
@@ -100,13 +100,11 @@ impl Weights {
         dispatch(SizeOf(&mut size));
         let tiles = x.k.div_ceil(BLOCK);
         let mut words = vec![[0; LANES]; columns.len().div_ceil(BLOCK) * tiles * size];
-        words.par_chunks_mut(tiles * size).zip(columns.into_par_iter().step_by(BLOCK)).for_each(
-            |(words, column)| {
-                for (tile, words) in words.chunks_mut(size).enumerate() {
-                    dispatch(PackWeights { x, column, tile, words });
-                }
-            },
-        );
+        let blocks = columns.into_par_iter().step_by(BLOCK);
+        words
+            .par_chunks_mut(tiles * size)
+            .zip(blocks)
+            .for_each(|(words, column)| dispatch(PackWeights { x, column, words }));
         Weights(words)
     }
 }
@@ -125,28 +123,37 @@ impl Work for SizeOf<'_> {
     }
 }
 
-/// Lays one block of weights out.
+/// Lays the weights of one block of outputs out.
 struct PackWeights<'a> {
     x: &'a Operands<'a>,
     column: usize,
-    tile: usize,
     words: &'a mut [Words],
 }
 
 impl Work for PackWeights<'_> {
     #[inline(always)]
     fn run<I: Isa>(self) {
-        let PackWeights { x, column, tile, words } = self;
+        let PackWeights { x, column, words } = self;
         let steps = BLOCK / I::DEPTH;
-        for c in 0..BLOCK.min(x.n - column) {
-            let (group, panel, lane) = (c / LANES / I::PANELS, c / LANES % I::PANELS, c % LANES);
-            let words = &mut words[group * I::PANELS * (1 + steps)..][..I::PANELS * (1 + steps)];
-            let row = &x.w[(column + c) * x.k..][..x.k];
-            let row = &row[tile * BLOCK..x.k.min((tile + 1) * BLOCK)];
-            let sum: i32 = row.iter().map(|&w| i32::from(w)).sum();
-            words[panel][lane] = -I::RAISE * sum;
-            for (step, values) in row.chunks(I::DEPTH).enumerate() {
-                words[(1 + step) * I::PANELS + panel][lane] = I::right(values);
+        // Sixteen rows side by side: each is read from its start to its end.
+        for (c, first) in (column..x.n.min(column + BLOCK)).step_by(LANES).enumerate() {
+            let (group, panel) = (c / I::PANELS, c % I::PANELS);
+            for (tile, words) in words.chunks_exact_mut(block_size::<I>()).enumerate() {
+                let words = &mut words[group * I::PANELS * (1 + steps)..][..I::PANELS * (1 + steps)];
+                let mut values = [[0; BLOCK]; LANES];
+                for (row, values) in (first..x.n.min(first + LANES)).zip(&mut values) {
+                    let row = &x.w[row * x.k..][tile * BLOCK..x.k.min((tile + 1) * BLOCK)];
+                    *values = padded(row);
+                }
+                for (offset, values) in words[panel].iter_mut().zip(&values) {
+                    *offset = -I::RAISE * values.iter().map(|&w| i32::from(w)).sum::<i32>();
+                }
+                for step in 0..steps {
+                    let word = &mut words[(1 + step) * I::PANELS + panel];
+                    for (word, values) in word.iter_mut().zip(&values) {
+                        *word = I::right(&values[step * I::DEPTH..][..I::DEPTH]);
+                    }
+                }
             }
         }
     }
@@ -168,10 +175,10 @@ impl<E: Epilogue> Work for Task<'_, '_, E> {
         let Task { x, weights, at: [row, column], epilogue, out } = self;
         let (tiles, steps) = (x.k.div_ceil(BLOCK), BLOCK / I::DEPTH);
         let count = BLOCK.min(x.m - row);
-        let groups = count.div_ceil(ROWS);
+        let height = count.next_multiple_of(I::HEIGHT);
         let left = left_words::<I>(x, row, count);
         let scales = &x.s[row / BLOCK * tiles..][..tiles];
-        let mut sums = vec![[0.0; LANES]; groups * ROWS * VECTORS];
+        let mut sums = vec![[0.0; LANES]; height * VECTORS];
         let mut rows = vec![[0.0; BLOCK]; count];
         let columns = (column..x.n.min(column + STRIP)).step_by(BLOCK);
         for (column, weights) in columns.zip(weights.chunks_exact(tiles * block_size::<I>())) {
@@ -179,28 +186,29 @@ impl<E: Epilogue> Work for Task<'_, '_, E> {
             let ws = &x.ws[column / BLOCK * tiles..][..tiles];
             for (tile, weights) in weights.chunks_exact(block_size::<I>()).enumerate() {
                 let scale = scales[tile] * ws[tile];
-                let left = &left[tile * groups * steps..][..groups * steps];
+                let left = &left[tile * height * steps..][..height * steps];
                 let panels = weights.chunks_exact(I::PANELS * (1 + steps));
-                for (weights, sums) in panels.zip(sums.chunks_exact_mut(I::PANELS * groups * ROWS)) {
-                    for (left, sums) in left.chunks_exact(steps).zip(sums.chunks_exact_mut(I::PANELS * ROWS))
+                for (weights, sums) in panels.zip(sums.chunks_exact_mut(I::PANELS * height)) {
+                    for (left, sums) in
+                        left.chunks_exact(I::HEIGHT * steps).zip(sums.chunks_exact_mut(I::PANELS * I::HEIGHT))
                     {
                         match I::PANELS {
-                            4 => multiply::<I, 4>(left, weights, scale, sums),
-                            _ => multiply::<I, 1>(left, weights, scale, sums),
+                            2 => multiply::<I, 8, 2>(left, weights, scale, sums),
+                            _ => multiply::<I, 6, 1>(left, weights, scale, sums),
                         }
                     }
                 }
             }
             let width = BLOCK.min(x.n - column);
-            for (c, lanes) in sums.chunks_exact(groups * ROWS * I::PANELS).enumerate() {
-                for (r, row) in rows.iter_mut().enumerate() {
-                    let from = &lanes[r * I::PANELS..][..I::PANELS];
-                    row[c * I::PANELS * LANES..][..I::PANELS * LANES].copy_from_slice(from.as_flattened());
-                }
-            }
-            for row in &mut rows {
-                for (y, b) in row.iter_mut().zip(&x.bias[column..column + width]) {
-                    *y += b;
+            let mut bias = [[0.0; LANES]; VECTORS];
+            bias.as_flattened_mut()[..width].copy_from_slice(&x.bias[column..column + width]);
+            for (r, row) in rows.iter_mut().enumerate() {
+                for (v, (y, b)) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(&bias).enumerate() {
+                    let (group, panel) = (v / I::PANELS, v % I::PANELS);
+                    let sum = &sums[(group * height + r) * I::PANELS + panel];
+                    for i in 0..LANES {
+                        y[i] = sum[i] + b[i];
+                    }
                 }
                 if x.gelu {
                     row.iter_mut().for_each(|y| *y = gelu_tanh::<I>(*y));
@@ -211,36 +219,56 @@ impl<E: Epilogue> Work for Task<'_, '_, E> {
     }
 }
 
-/// Rows of activations in groups of six: for each block of inputs and each group, the words of every step.
+/// A row of a block; most are whole, and copied without a call.
 #[inline(always)]
-fn left_words<I: Isa>(x: &Operands<'_>, first: usize, count: usize) -> Vec<[i32; ROWS]> {
-    let (tiles, steps, groups) = (x.k.div_ceil(BLOCK), BLOCK / I::DEPTH, count.div_ceil(ROWS));
-    let mut words = vec![[0; ROWS]; tiles * groups * steps];
+fn padded(row: &[i8]) -> [i8; BLOCK] {
+    if let Ok(whole) = row.try_into() {
+        return whole;
+    }
+    let mut values = [0; BLOCK];
+    values[..row.len()].copy_from_slice(row);
+    values
+}
+
+/// Words of activations: for each block of inputs and each row, filled up to whole register tiles, every step.
+#[inline(always)]
+fn left_words<I: Isa>(x: &Operands<'_>, first: usize, count: usize) -> Vec<i32> {
+    let (tiles, steps, rows) = (x.k.div_ceil(BLOCK), BLOCK / I::DEPTH, count.next_multiple_of(I::HEIGHT));
+    let mut words = vec![0; tiles * rows * steps];
     for (r, row) in x.q[first * x.k..][..count * x.k].chunks_exact(x.k).enumerate() {
-        for (tile, values) in row.chunks(BLOCK).enumerate() {
-            let words = &mut words[(tile * groups + r / ROWS) * steps..][..steps];
-            for (word, values) in words.iter_mut().zip(values.chunks(I::DEPTH)) {
-                word[r % ROWS] = I::left(values);
+        for (tile, part) in row.chunks(BLOCK).enumerate() {
+            let values = padded(part);
+            let words = &mut words[(tile * rows + r) * steps..][..steps];
+            for (word, values) in words.iter_mut().zip(values.chunks_exact(I::DEPTH)) {
+                *word = I::left(values);
             }
         }
     }
     words
 }
 
-/// Adds a block of inputs to the sums of six rows and `P` vectors of outputs.
+/// Adds a block of inputs to the sums of `R` rows and `P` vectors of outputs.
 #[inline(always)]
-fn multiply<I: Isa, const P: usize>(left: &[[i32; ROWS]], right: &[Words], scale: f32, sums: &mut [Lanes]) {
+fn multiply<I: Isa, const R: usize, const P: usize>(
+    left: &[i32],
+    right: &[Words],
+    scale: f32,
+    sums: &mut [Lanes],
+) {
+    let steps = BLOCK / I::DEPTH;
+    let rows: [&[i32]; R] = std::array::from_fn(|r| &left[r * steps..][..steps]);
     let (offsets, right) = right.split_at(P);
-    let mut ints = [[I::no_ints(); P]; ROWS];
+    let right = &right.as_chunks::<P>().0[..steps];
+    let mut ints = [[I::no_ints(); P]; R];
     for row in &mut ints {
         for (int, offset) in row.iter_mut().zip(offsets) {
             *int = I::load_ints(offset);
         }
     }
-    for (left, right) in left.iter().zip(right.as_chunks::<P>().0) {
-        for (row, &left) in ints.iter_mut().zip(left) {
-            for (int, right) in row.iter_mut().zip(right) {
-                *int = I::add_words(*int, left, right);
+    for step in 0..steps {
+        for (ints, left) in ints.iter_mut().zip(rows) {
+            for (int, right) in ints.iter_mut().zip(&right[step]) {
+                *int = I::add_words(*int, left[step], right);
             }
         }
     }

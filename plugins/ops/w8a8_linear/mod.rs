@@ -106,7 +106,8 @@ impl Epilogue for Store {
     #[inline(always)]
     fn finish<I: Isa>(&self, out: &mut Self::Out<'_>, block: &Block<'_>) {
         for (out, row) in out.iter_mut().zip(block.rows()) {
-            out[block.offset()..][..block.width].copy_from_slice(row);
+            let out = &mut out[block.offset()..][..block.width];
+            out.iter_mut().zip(row).for_each(|(y, v)| *y = *v);
         }
     }
 }

@@ -1,15 +1,14 @@
 //! How close the demo comes to the true videos: a table in Markdown and a contact sheet, truth above.
 //!
-//! `demo_quality ENGINE [SHEET.png]`; `cargo xtask quality` calls it for several recipes.
+//! `demo_quality ENGINE [SHEET.png]`; `cargo xtask bench --quality` calls it.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use turbo_engine_file::EngineFile;
 use turbo_media::{Frame, contact_sheet, evenly_spaced, write_png};
-use turbo_pipeline::{Engine, Precision, Request, Silent, backend};
-use turbo_sampler::NoiseKind;
-use turbo_tests::demo::{Captions, psnr};
+use turbo_pipeline::{Engine, backend};
+use turbo_tests::demo::{Captions, generate, psnr};
 
 /// Videos in the contact sheet, and frames of each.
 const SHEET: (usize, usize) = (8, 8);
@@ -58,26 +57,4 @@ fn main() -> Result<()> {
         write_png(Path::new(&path), &contact_sheet(&rows, 1680)?)?;
     }
     Ok(())
-}
-
-/// With the noise of the reference's figures: `torch.randn` on a GPU of 132 multiprocessors, seed 0.
-fn generate(engine: &Engine, prompt: &str, steps: u32) -> Result<Vec<Frame>> {
-    let noise: NoiseKind = "torch-cuda:132x2048".parse().map_err(anyhow::Error::msg)?;
-    let request = Request {
-        prompt: prompt.to_string(),
-        image: None,
-        seed: 0,
-        steps: Some(steps),
-        sampler: None,
-        sigma_max: None,
-        noise: noise.source(0)?,
-        precision: Precision::Bf16,
-        cache: None,
-    };
-    let mut frames = Vec::new();
-    engine.generate(request, &mut Silent, &mut |frame| {
-        frames.push(frame);
-        Ok(())
-    })?;
-    Ok(frames)
 }

@@ -1,6 +1,7 @@
 //! The one way to do each chore: `cargo xtask --help`.
 
 mod audit;
+mod bench;
 mod demo;
 mod r#gen;
 mod python;
@@ -30,6 +31,12 @@ enum Chore {
     },
     /// Compile the demo checkpoint and make demo.mp4 and a contact sheet
     Demo,
+    /// Measure kernels and the demo, and write tools/bench/cpu.md
+    Bench {
+        /// Also compare the demo's videos with the true ones
+        #[arg(long)]
+        quality: bool,
+    },
     /// Write the generated files: C++ traits of the ops and their documentation
     Gen {
         /// Only check that they are up to date
@@ -53,6 +60,7 @@ fn main() -> ExitCode {
     let done = match chore {
         Chore::Test { fuzz_seconds } => suite::test(fuzz_seconds),
         Chore::Demo => demo::demo(),
+        Chore::Bench { quality } => bench::bench(quality),
         Chore::Gen { check } => r#gen::run(check),
         Chore::Fuzz { seconds } => suite::fuzz(seconds),
         Chore::Audit => audit::run(),

@@ -95,6 +95,7 @@ impl Isa for Avx2 {
     }
 
     const DEPTH: usize = 2;
+    const HEIGHT: usize = 6;
     const PANELS: usize = 1;
     const RAISE: i32 = 0;
 
@@ -175,7 +176,8 @@ impl Isa for Avx512 {
     }
 
     const DEPTH: usize = 4;
-    const PANELS: usize = 4;
+    const HEIGHT: usize = 8;
+    const PANELS: usize = 2;
     const RAISE: i32 = 128;
 
     #[inline(always)]

@@ -74,6 +74,11 @@ impl Runtime {
     pub fn version(&self) -> &str {
         &self.version
     }
+
+    /// The library's environment, for sessions that are none of ours: what benchmarks compare with.
+    pub fn environment(&self) -> &Environment {
+        &self.environment
+    }
 }
 
 fn load(library: Option<&Path>) -> Result<Loaded, BackendError> {

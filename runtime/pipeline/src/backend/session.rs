@@ -199,10 +199,10 @@ fn shape(outlet: &Outlet) -> Vec<usize> {
 }
 
 fn configure(runtime: &Runtime, ops: &[&'static Op]) -> ort::Result<SessionBuilder> {
-    let without_arena = ort::ep::CPU::default().with_arena_allocator(false).build().error_on_failure();
+    let cpu = ort::ep::CPU::default().with_arena_allocator(true).build().error_on_failure();
     Ok(SessionBuilder::new(&runtime.environment)?
         .with_operators(domain(ops)?)?
-        .with_execution_providers([without_arena])?
+        .with_execution_providers([cpu])?
         .with_memory_pattern(false)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(runtime.threads)?
