@@ -13,8 +13,10 @@ use turbo_ops::{Attrs, DataRef, TensorRef};
 use crate::CompileError;
 use crate::network::{Kind, Network};
 
-/// Rows of a weight that are quantised at a time: one row of blocks.
+/// Rows and columns of a block of quantised weights.
 const BLOCK: usize = 128;
+/// Rows of a weight that are quantised at a time: enough for all threads, and a small part of a large weight.
+const ROWS: usize = 8 * BLOCK;
 
 /// End of the name of a weight that upstream keeps in f32 and multiplies by in bf16.
 const PROJ_L_WEIGHT: &str = "attn_op.local_attn.proj_l.weight";
@@ -210,7 +212,7 @@ impl<'a> Stored<'a> {
         Ok(())
     }
 
-    /// Quantises one row of blocks at a time, with the op that activations go through.
+    /// Quantises a few rows of blocks at a time, with the op that activations go through and its threads.
     fn quantize(
         &self,
         entry: &Entry,
@@ -221,7 +223,7 @@ impl<'a> Stored<'a> {
         let io = |cause| CompileError::Io { path: self.network.path.clone(), cause };
         let columns = tensor.shape[1];
         let bytes = tensor.bytes();
-        for rows in bytes.chunks(BLOCK * columns * tensor.dtype.size()) {
+        for rows in bytes.chunks(ROWS * columns * tensor.dtype.size()) {
             let rows = widen(tensor.dtype, rows);
             let shape = [rows.len() / columns, columns];
             let input = TensorRef { shape: &shape, data: DataRef::F32(&rows) };
