@@ -256,7 +256,7 @@ fn multiply<I: Isa, const R: usize, const P: usize>(
     sums: &mut [Lanes],
 ) {
     let steps = BLOCK / I::DEPTH;
-    let rows: [&[i32]; R] = std::array::from_fn(|r| &left[r * steps..][..steps]);
+    let left = &left[..R * steps];
     let (offsets, right) = right.split_at(P);
     let right = &right.as_chunks::<P>().0[..steps];
     let mut ints = [[I::no_ints(); P]; R];
@@ -266,9 +266,9 @@ fn multiply<I: Isa, const R: usize, const P: usize>(
         }
     }
     for step in 0..steps {
-        for (ints, left) in ints.iter_mut().zip(rows) {
+        for (r, ints) in ints.iter_mut().enumerate() {
             for (int, right) in ints.iter_mut().zip(&right[step]) {
-                *int = I::add_words(*int, left[step], right);
+                *int = I::add_words(*int, left[r * steps + step], right);
             }
         }
     }

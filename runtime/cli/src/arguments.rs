@@ -52,8 +52,8 @@ pub struct Cli {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Machine")]
     pub onnxruntime: Option<PathBuf>,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N", help_heading = "Machine")]
-    pub threads: Option<usize>,
+    #[arg(long, value_name = "N", help_heading = "Machine", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
     /// Folder of cached prompt embeddings [default: the user's cache folder]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Machine")]
     pub cache_dir: Option<PathBuf>,

@@ -93,7 +93,8 @@ fn generate(cli: &Cli) -> anyhow::Result<()> {
     let cancelled = bars.cancelled.clone();
     ctrlc::set_handler(move || cancelled.store(true, Ordering::Relaxed))
         .context("cannot listen for Ctrl-C")?;
-    let runtime = backend::init(cli.onnxruntime.as_deref(), cli.threads).map_err(RunError::from)?;
+    let runtime =
+        backend::init(cli.onnxruntime.as_deref(), cli.threads.map(usize::from)).map_err(RunError::from)?;
     let request = Request {
         prompt,
         image,
