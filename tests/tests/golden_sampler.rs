@@ -28,7 +28,7 @@ impl Network {
     }
 
     fn velocity(&mut self, x: &Tensor, condition: Option<&Tensor>, timestep: f32) -> Vec<f32> {
-        let time = Tensor::f32(vec![1, self.freq_dim], time_embedding(timestep, self.freq_dim).into());
+        let time = Tensor::f32(vec![1, self.freq_dim], time_embedding(timestep, self.freq_dim));
         let mut inputs: Vec<(&str, &Tensor)> = vec![("x", x), ("time", &time)];
         inputs.extend(condition.map(|y| ("condition", y)));
         inputs.extend(self.text.iter().map(|(name, tensor)| (name.as_str(), tensor)));
