@@ -453,7 +453,7 @@ impl Op {
                 (def.ty, &out.data),
                 (Ty::T | Ty::F32, DataMut::F32(_)) | (Ty::I8, DataMut::I8(_)) | (Ty::I32, DataMut::I32(_))
             );
-            if !typed || out.shape != shape || elements != shape.iter().product::<usize>() {
+            if !typed || out.shape != shape || Some(elements) != count(shape) {
                 return Err(self.error(format!("output `{}` must be {shape:?}", def.name)));
             }
         }
@@ -469,13 +469,18 @@ impl Op {
                 (Ty::I32, DataRef::I32(v)) => (true, v.len()),
                 _ => (false, 0),
             };
-            if !typed || elements != input.shape.iter().product::<usize>() {
+            if !typed || Some(elements) != count(input.shape) {
                 return Err(self
                     .error(format!("`{}` must be {:?} with {:?} elements", def.name, def.ty, input.shape)));
             }
         }
         Ok(())
     }
+}
+
+/// Elements of a shape, if they can be counted.
+fn count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size))
 }
 
 impl TensorDef {

@@ -1,7 +1,7 @@
 //! Checkpoints in, engine file out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -176,7 +176,12 @@ pub fn compile(choices: &Choices, progress: &mut dyn Progress) -> Result<Report,
     progress.begin("reading checkpoints", None);
     // Opened before any work, so that an output that cannot be written fails in the first second.
     let mut writer = Writer::create(&output)?;
+    let there = choices.emit_onnx.as_ref().and_then(|folder| folder.ancestors().find(|path| path.exists()));
+    if let Some(path) = there.filter(|path| !path.is_dir()) {
+        return Err(CompileError::Io { path: path.into(), cause: io::ErrorKind::NotADirectory.into() });
+    }
     let inputs = Inputs::gather(choices)?;
+    keep_inputs(&inputs, &output)?;
     clock.lap("read");
     progress.begin("building graphs", None);
     let prepared = Prepared::new(choices, &inputs)?;
@@ -224,6 +229,26 @@ pub fn compile(choices: &Choices, progress: &mut dyn Progress) -> Result<Report,
         total_seconds: start.elapsed().as_secs_f64(),
         peak_memory_bytes: machine::peak_memory(),
         weights: sizes,
+    })
+}
+
+/// Refuses an output that would replace anything but an engine file: a checkpoint's place is quickly mistyped.
+fn keep_inputs(inputs: &Inputs, output: &Path) -> Result<(), CompileError> {
+    let Ok(place) = output.canonicalize() else { return Ok(()) };
+    let same = |path: &Path| path.canonicalize().is_ok_and(|path| path == place);
+    let input = sources(inputs).any(|(_, network)| same(&network.path)) || same(&inputs.tokenizer);
+    let engine = || {
+        let mut start = [0; 4];
+        let read = std::fs::File::open(&place).and_then(|mut file| file.read_exact(&mut start));
+        // An empty file is nobody's loss.
+        read.map_or_else(|e| e.kind() == io::ErrorKind::UnexpectedEof, |()| start == *b"PK\x03\x04")
+    };
+    if !input && place.is_file() && engine() {
+        return Ok(());
+    }
+    Err(CompileError::Usage {
+        what: format!("{} is there already and is no engine file", output.display()),
+        hint: "give another file with -o, or remove that one".to_string(),
     })
 }
 

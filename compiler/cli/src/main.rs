@@ -1,7 +1,7 @@
 //! The command `turbo-compile`.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -98,8 +98,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             out.write_all(text.as_bytes()).context("cannot write to standard output")
         }
         Some(Command::Completions { shell }) => {
-            clap_complete::generate(shell, &mut Cli::command(), "turbo-compile", out);
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "turbo-compile", &mut script);
+            out.write_all(&script).context("cannot write to standard output")
         }
         Some(Command::Man) => {
             clap_mangen::Man::new(Cli::command()).render(out).context("cannot write to standard output")
@@ -122,10 +123,15 @@ fn compile_command(cli: &Cli) -> anyhow::Result<()> {
     let cancelled = progress.cancelled.clone();
     ctrlc::set_handler(move || cancelled.store(true, Ordering::Relaxed))
         .context("cannot listen for Ctrl-C")?;
+    // Opened before any work, so that a recipe that cannot be saved leaves no engine file.
+    let recipe = cli.save_recipe.as_deref().map(|path| Ok((path, temporary(path)?))).transpose();
+    let recipe = recipe.map_err(|(path, cause)| CompileError::Io { path, cause })?;
     let report = compile(&choices, &mut progress)?;
     progress.finish();
-    if let Some(path) = &cli.save_recipe {
-        save(path, &report.choices.to_yaml()?)?;
+    if let Some((path, mut file)) = recipe {
+        let saved = file.write_all(report.choices.to_yaml()?.as_bytes());
+        let saved = saved.and_then(|()| file.persist(path).map_err(|e| e.error));
+        saved.map_err(|cause| CompileError::Io { path: path.to_path_buf(), cause })?;
     }
     let text = match cli.json {
         true => serde_json::to_string_pretty(&report)? + "\n",
@@ -135,11 +141,17 @@ fn compile_command(cli: &Cli) -> anyhow::Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
 }
 
-fn save(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
-    let temporary = path.with_extension("part");
-    std::fs::write(&temporary, text)
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .map_err(|cause| CompileError::Io { path: path.to_path_buf(), cause }.into())
+/// A temporary file beside `path`, which takes its name when it is whole.
+fn temporary(path: &Path) -> Result<tempfile::NamedTempFile, (PathBuf, std::io::Error)> {
+    let failed = |cause| (path.to_path_buf(), cause);
+    if path.is_dir() {
+        return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.prefix(".turbo-").suffix(".part").tempfile_in(folder).map_err(failed)
 }
 
 fn summary(report: &Report, verbose: bool) -> String {

@@ -64,8 +64,9 @@ pub fn attend(
             let amax = v.iter().fold(0.0f64, |a, row| a.max(row[j].abs()));
             *scale = amax / 2.25;
             for row in &mut v {
-                row[j] =
-                    if amax > 0.0 { f64::from(round_e4m3((row[j] * (2.25 / amax)) as f32)) } else { 0.0 };
+                // Factor and product are f32, as in upstream's kernels: values of bf16 often hit ties of E4M3.
+                let factor = 2.25f32 / amax as f32;
+                row[j] = if amax > 0.0 { f64::from(round_e4m3(row[j] as f32 * factor)) } else { 0.0 };
             }
         }
     }

@@ -56,13 +56,18 @@ pub const OP: Op = Op {
     attrs: &[ACTIVATION, DTYPE_ATTR],
     inputs: &INPUTS,
     outputs: &[TensorDef { name: "y", ty: Ty::T, dims: &[M, N], doc: "outputs" }],
-    constraint: crate::schema::no_constraint,
+    constraint: has_inputs,
     reference,
     cpu,
     expand: Some(expand),
     sample,
     cases,
 };
+
+/// A linear without inputs has no weights to lay out.
+pub fn has_inputs(_: &Attrs, dims: &Dims) -> Result<(), String> {
+    if dims.get("k") > 0 { Ok(()) } else { Err("axis `k` is 0".to_string()) }
+}
 
 /// `(q * s) @ (w * ws)^T + bias` in f64, then the activation.
 pub fn reference_linear(attrs: &Attrs, inputs: &[Tensor]) -> Vec<f64> {

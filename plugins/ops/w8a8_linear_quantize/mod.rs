@@ -6,7 +6,7 @@ use crate::common::quant::{BLOCK, quantize_block};
 use crate::common::simd::Isa;
 use crate::common::w8a8::{Block, Epilogue, Operands, STRIP, split};
 use crate::w8a8_linear::{
-    ACTIVATION, INPUTS, M, N, expand_linear, gelu, linear_cases, reference_linear, sample_op,
+    ACTIVATION, INPUTS, M, N, expand_linear, gelu, has_inputs, linear_cases, reference_linear, sample_op,
 };
 use crate::{Attrs, Case, Dim, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
 
@@ -27,7 +27,7 @@ pub const OP: Op = Op {
             doc: "scale of each 128 x 128 block",
         },
     ],
-    constraint: crate::schema::no_constraint,
+    constraint: has_inputs,
     reference,
     cpu,
     expand: Some(expand),

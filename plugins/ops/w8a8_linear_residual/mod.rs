@@ -5,7 +5,9 @@ use turbo_graph::{DType, Graph, Value};
 use crate::common::quant::BLOCK;
 use crate::common::simd::{Isa, mul_add};
 use crate::common::w8a8::{Block, Epilogue, Operands, STRIP, split};
-use crate::w8a8_linear::{INPUTS as LINEAR, M, N, expand_linear, linear_cases, reference_linear, sample_op};
+use crate::w8a8_linear::{
+    INPUTS as LINEAR, M, N, expand_linear, has_inputs, linear_cases, reference_linear, sample_op,
+};
 use crate::{Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
 
 /// The op.
@@ -38,7 +40,8 @@ pub const OP: Op = Op {
     cases,
 };
 
-fn constraint(_: &Attrs, dims: &Dims) -> Result<(), String> {
+fn constraint(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
+    has_inputs(attrs, dims)?;
     let (g, m) = (dims.get("g"), dims.get("m"));
     if g > 0 && m % g == 0 { Ok(()) } else { Err(format!("axis `g` is {g}, which does not divide {m} rows")) }
 }

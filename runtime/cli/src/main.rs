@@ -38,6 +38,11 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         return if error.downcast_ref::<Usage>().is_some() { 2 } else { 4 };
     };
     match error {
+        RunError::Sampler(
+            turbo_sampler::Error::Read { .. }
+            | turbo_sampler::Error::Format { .. }
+            | turbo_sampler::Error::Tensor { .. },
+        ) => 3,
         RunError::Usage { .. } | RunError::Text(_) | RunError::Sampler(_) => 2,
         RunError::EngineFile(_) | RunError::Inconsistent(_) => 3,
         RunError::Media(error) => media_code(error),
@@ -68,8 +73,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let out = &mut std::io::stdout();
     match &cli.command {
         Some(Command::Completions { shell }) => {
-            clap_complete::generate(*shell, &mut Cli::command(), "turbo-run", out);
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "turbo-run", &mut script);
+            out.write_all(&script).context("cannot write to standard output")
         }
         Some(Command::Man) => {
             clap_mangen::Man::new(Cli::command()).render(out).context("cannot write to standard output")
@@ -87,12 +93,12 @@ fn generate(cli: &Cli) -> anyhow::Result<()> {
     let file = EngineFile::open(path).map_err(RunError::from)?;
     let shape = file.manifest().video.clone();
     let image = cli.image.as_deref().map(turbo_media::load_image).transpose().map_err(RunError::from)?;
-    // Opened before any work, so that an output that cannot be written fails in the first second.
-    let video = Video::create(&cli.output, &shape, cli.contact_sheet.clone())?;
     let mut bars = Bars::new(cli.quiet || cli.json);
     let cancelled = bars.cancelled.clone();
     ctrlc::set_handler(move || cancelled.store(true, Ordering::Relaxed))
         .context("cannot listen for Ctrl-C")?;
+    // Opened before any work, so that an output that cannot be written fails in the first second.
+    let video = Video::create(&cli.output, &shape, cli.contact_sheet.as_deref())?;
     let runtime =
         backend::init(cli.onnxruntime.as_deref(), cli.threads.map(usize::from)).map_err(RunError::from)?;
     let request = Request {

@@ -1,11 +1,11 @@
 //! The video file, encoded on its own thread while the next frames are decoded.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use turbo_engine_file::Video as Shape;
-use turbo_media::{Frame, VideoSink, contact_sheet, evenly_spaced, write_png};
+use turbo_media::{Frame, PngFile, VideoSink, contact_sheet, evenly_spaced};
 use turbo_pipeline::RunError;
 
 /// Frames that may wait for the encoder: enough to never stall the decoder, few enough to stay small.
@@ -16,7 +16,7 @@ const SHEET: (usize, usize) = (8, 2048);
 /// An opened output and what goes into its contact sheet.
 pub struct Video {
     sink: Box<dyn VideoSink>,
-    sheet: Option<PathBuf>,
+    sheet: Option<PngFile>,
     chosen: Vec<usize>,
 }
 
@@ -25,9 +25,10 @@ impl Video {
     ///
     /// # Errors
     /// A format that is not known, a folder that cannot be written.
-    pub fn create(path: &Path, shape: &Shape, sheet: Option<PathBuf>) -> Result<Video, RunError> {
+    pub fn create(path: &Path, shape: &Shape, sheet: Option<&Path>) -> Result<Video, RunError> {
         let (width, height) = (shape.width as usize, shape.height as usize);
         let frames = shape.frames as usize;
+        let sheet = sheet.map(PngFile::create).transpose()?;
         let sink = turbo_media::create(path, width, height, shape.fps, frames)?;
         let chosen = if sheet.is_some() { evenly_spaced(frames, SHEET.0) } else { Vec::new() };
         Ok(Video { sink, sheet, chosen })
@@ -69,10 +70,10 @@ impl Video {
         });
         let (generated, sink) = result?;
         let start = Instant::now();
-        sink.finish()?;
-        if let Some(path) = sheet {
-            write_png(&path, &contact_sheet(&[kept], SHEET.1)?)?;
+        if let Some(sheet) = sheet {
+            sheet.write(&contact_sheet(&[kept], SHEET.1)?)?;
         }
+        sink.finish()?;
         Ok((generated, start.elapsed().as_secs_f64()))
     }
 }

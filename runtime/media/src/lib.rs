@@ -23,5 +23,5 @@ pub use error::Error;
 pub use frame::{Frame, frames_from_video_chunk, to_tensor};
 pub use load::{MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, load_image};
 pub use resize::{adaptive_size, resize};
-pub use sheet::{contact_sheet, evenly_spaced, write_png};
+pub use sheet::{PngFile, contact_sheet, evenly_spaced, write_png};
 pub use sink::{Kind, VideoSink, create, kind_of};

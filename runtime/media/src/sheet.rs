@@ -72,12 +72,33 @@ pub fn contact_sheet(rows: &[Vec<Frame>], max_width: usize) -> Result<Frame, Err
 /// # Errors
 /// [`Error::FrameBytes`], [`Error::OutputPlace`] or [`Error::Write`].
 pub fn write_png(path: &Path, frame: &Frame) -> Result<(), Error> {
-    frame.check()?;
-    let mut out = BufWriter::new(PendingFile::create(path)?);
-    let written = pngs::encode(&mut out, frame).and_then(|()| out.flush());
-    written.map_err(|e| out.get_ref().failed(e))?;
-    let (file, _) = out.into_parts();
-    file.commit()
+    PngFile::create(path)?.write(frame)
+}
+
+/// A PNG file that is opened before there is anything to write: a place that cannot be written is known early.
+pub struct PngFile(PendingFile);
+
+impl PngFile {
+    /// Opens a temporary file beside `path`; it goes away when nothing is written.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn create(path: &Path) -> Result<PngFile, Error> {
+        PendingFile::create(path).map(PngFile)
+    }
+
+    /// Writes the image and gives the file its name.
+    ///
+    /// # Errors
+    /// A frame of the wrong length, or what the system says.
+    pub fn write(self, frame: &Frame) -> Result<(), Error> {
+        frame.check()?;
+        let mut out = BufWriter::new(self.0);
+        let written = pngs::encode(&mut out, frame).and_then(|()| out.flush());
+        written.map_err(|e| out.get_ref().failed(e))?;
+        let (file, _) = out.into_parts();
+        file.commit()
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,694 @@
+//! turbo-compile and turbo-run as their users meet them: processes with a terminal, a full disk, Ctrl-C.
+//!
+//! The commands are the ones beside this test: `cargo test --workspace` builds them, as does
+//! `cargo build -p turbo-compile -p turbo-run` with the same profile. Runs that need ONNX Runtime are skipped with
+//! a printed line where its library is not found, unless `TURBO_REQUIRE_ORT` is set.
+
+#![cfg(unix)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::Value;
+use turbo_engine_file::EngineFile;
+use turbo_media::load_image;
+use turbo_sampler::NoiseKind;
+use turbo_tests::vectors;
+
+const PROMPT: &str = "A small red circle moves from left to right slowly on a black background.";
+/// What the small engine makes: frames, height, width.
+const SMALL: [usize; 3] = [5, 64, 96];
+
+/// A command of the workspace, which lies two folders above this test's own executable.
+fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.ancestors().nth(2).unwrap().join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    assert!(
+        path.is_file(),
+        "{} is missing: build it first, with this test's profile: cargo build --release -p {name}",
+        path.display()
+    );
+    path
+}
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo")
+}
+
+fn compile(output: &Path) -> Command {
+    let mut command = Command::new(binary("turbo-compile"));
+    command.arg(demo()).arg("-o").arg(output);
+    command
+}
+
+/// A run of the prompt; the arguments say whether it may use a cache.
+fn turbo_run(engine: &Path, output: &Path) -> Command {
+    let mut command = Command::new(binary("turbo-run"));
+    command.arg(engine).args(["-p", PROMPT, "-o"]).arg(output);
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[track_caller]
+fn succeeds(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {:?} {}", output.status, text(&output.stderr));
+    output
+}
+
+#[track_caller]
+fn refused(output: &Output, code: i32, says: &[&str]) {
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{:?} {stderr}", output.status);
+    assert!(stderr.starts_with("error: ") && !stderr.contains("panicked"), "{stderr}");
+    for part in says {
+        assert!(stderr.contains(part), "`{part}` is not in: {stderr}");
+    }
+}
+
+/// Names in a folder, hidden ones too.
+fn files(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+#[track_caller]
+fn empty(folder: &Path) {
+    assert!(files(folder).is_empty(), "left behind: {:?}", files(folder));
+}
+
+/// An engine file of the demo, compiled by the command once; in cargo's folder, as no static is ever dropped.
+fn engine(once: &'static OnceLock<PathBuf>, name: &str, choices: &[&str]) -> &'static Path {
+    once.get_or_init(|| {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        succeeds(compile(&path).args(choices));
+        path
+    })
+}
+
+/// 33 frames: long enough to be interrupted.
+fn large() -> &'static Path {
+    static ONCE: OnceLock<PathBuf> = OnceLock::new();
+    engine(&ONCE, "commands-large.plan", &[])
+}
+
+/// [`SMALL`]: runs in a fraction of a second.
+fn small() -> &'static Path {
+    static ONCE: OnceLock<PathBuf> = OnceLock::new();
+    engine(&ONCE, "commands-small.plan", &["--size", "96x64", "--frames", "5", "--topk", "1", "--steps", "1"])
+}
+
+/// Whether there is an ONNX Runtime to run with.
+fn can_run() -> bool {
+    static CAN: OnceLock<bool> = OnceLock::new();
+    *CAN.get_or_init(|| vectors::runtime().is_some())
+}
+
+fn signal(name: &str, child: &Child) {
+    let sent = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// Starts a command and gives its process as soon as its temporary file is in `folder`, when Ctrl-C is awaited.
+fn started(command: &mut Command, folder: &Path) -> Child {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while files(folder).is_empty() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child
+}
+
+#[test]
+fn signals_end_a_compile_and_leave_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("engine.plan");
+    let mut interrupted = 0;
+    for (name, delay) in
+        [("-INT", 0), ("-INT", 40), ("-INT", 80), ("-INT", 120), ("-INT", 160), ("-TERM", 0), ("-HUP", 0)]
+    {
+        let child = started(&mut compile(&output), folder.path());
+        std::thread::sleep(Duration::from_millis(delay));
+        signal(name, &child);
+        let done = child.wait_with_output().unwrap();
+        if done.status.success() {
+            // It was faster this time and had ended.
+            fs::remove_file(&output).unwrap();
+        } else {
+            refused(&done, 130, &["interrupted"]);
+            interrupted += 1;
+        }
+        empty(folder.path());
+    }
+    assert!(interrupted > 0, "every compile ended before its signal came");
+}
+
+/// A shell command in a terminal of its own.
+#[cfg(target_os = "linux")]
+fn in_terminal(command: &str) -> Command {
+    let mut script = Command::new("script");
+    script.args(["-qefc", &format!("stty cols 100 rows 30; exec {command}"), "/dev/null"]);
+    script.env("TERM", "xterm").stdin(Stdio::piped()).stdout(Stdio::piped());
+    script
+}
+
+/// The key is pressed when a stage's bar appears, so that each stage is hit however fast the machine is.
+#[cfg(target_os = "linux")]
+#[test]
+fn ctrl_c_in_a_terminal_ends_every_stage_and_leaves_nothing() {
+    if !can_run() {
+        return;
+    }
+    if Command::new("script").arg("--version").output().is_err() {
+        println!("skipped: there is no `script` to make a terminal with");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.mp4");
+    let command = format!("{:?}", turbo_run(large(), &output).arg("--no-cache"));
+    for (stage, delay) in [
+        ("loading text_encoder", 0),
+        ("denoising", 0),
+        ("denoising", 200),
+        ("VAE decoder", 0),
+        ("VAE decoder", 300),
+        ("VAE decoder", 700),
+    ] {
+        let mut script = in_terminal(&command).spawn().unwrap();
+        let (mut shown, mut buffer) = (Vec::new(), [0; 4096]);
+        let mut screen = script.stdout.take().unwrap();
+        while !text(&shown).contains(stage) {
+            let read = screen.read(&mut buffer).unwrap();
+            assert!(read > 0, "{stage} never came: {}", text(&shown));
+            shown.extend(&buffer[..read]);
+        }
+        std::thread::sleep(Duration::from_millis(delay));
+        script.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+        let pressed = Instant::now();
+        screen.read_to_end(&mut shown).unwrap();
+        let shown = text(&shown);
+        if delay > 0 && output.exists() {
+            // The run was faster this time and had ended.
+            fs::remove_file(&output).unwrap();
+            continue;
+        }
+        assert_eq!(script.wait().unwrap().code(), Some(130), "{stage} {delay}: {shown}");
+        assert!(shown.contains("error: interrupted"), "{stage} {delay}: {shown}");
+        assert!(pressed.elapsed() < Duration::from_secs(5), "{stage} {delay}: {:?}", pressed.elapsed());
+        empty(folder.path());
+    }
+}
+
+#[test]
+fn signals_end_a_run_and_leave_nothing_in_a_folder_of_pictures() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (name, delay) in [("-INT", 300), ("-TERM", 600), ("-HUP", 900)] {
+        let mut command = turbo_run(large(), &folder.path().join("frames"));
+        let child = started(command.arg("--no-cache"), folder.path());
+        std::thread::sleep(Duration::from_millis(delay));
+        signal(name, &child);
+        let done = child.wait_with_output().unwrap();
+        if done.status.success() {
+            // The run was faster this time and had ended.
+            fs::remove_dir_all(folder.path().join("frames")).unwrap();
+        } else {
+            refused(&done, 130, &["interrupted"]);
+        }
+        empty(folder.path());
+    }
+}
+
+#[test]
+fn places_that_cannot_be_written_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "kept").unwrap();
+    let closed = folder.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o555)).unwrap();
+    let mut places = vec![file.clone()];
+    if fs::write(closed.join("probe"), "").is_ok() {
+        // The superuser writes there all the same.
+        fs::remove_file(closed.join("probe")).unwrap();
+    } else {
+        places.push(closed.clone());
+    }
+    if cfg!(target_os = "linux") {
+        places.push("/proc".into());
+    }
+    for place in &places {
+        let named = place.to_str().unwrap();
+        refused(&compile(&place.join("nope.plan")).output().unwrap(), 4, &[named]);
+        for name in ["nope", "nope.mp4", "nope.gif", "nope.webp", "nope.safetensors"] {
+            let start = Instant::now();
+            refused(&turbo_run(small(), &place.join(name)).output().unwrap(), 4, &[named]);
+            assert!(start.elapsed() < Duration::from_secs(5), "{name}: not said before the work");
+        }
+    }
+    // Folders are no files, whichever way round.
+    refused(&compile(&closed).output().unwrap(), 4, &["closed"]);
+    refused(&turbo_run(small(), &file).output().unwrap(), 4, &["file"]);
+    assert_eq!(files(folder.path()), ["closed", "file"]);
+    assert_eq!(fs::read(&file).unwrap(), b"kept");
+    empty(&closed);
+}
+
+/// The command with a limit on the size of its files: a disk that is full after `blocks` blocks. The signal that
+/// comes with the limit is ignored, so that the write fails as on a full disk.
+fn full_disk(blocks: usize, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\""), "sh"]);
+    shell.arg(command.get_program()).args(command.get_args());
+    shell
+}
+
+#[test]
+fn a_full_disk_leaves_no_half_file() {
+    let folder = tempfile::tempdir().unwrap();
+    // The graphs alone, some weights, all but the end.
+    for blocks in [1, 100, 10_000] {
+        let output = folder.path().join("engine.plan");
+        let done = full_disk(blocks, &compile(&output)).output().unwrap();
+        refused(&done, 4, &["engine.plan", "ile too large"]);
+        empty(folder.path());
+    }
+    if !can_run() {
+        return;
+    }
+    for name in ["out.mp4", "out.gif", "out.webp", "out.safetensors", "frames"] {
+        let mut command = turbo_run(small(), &folder.path().join(name));
+        let done = full_disk(1, command.arg("--no-cache")).output().unwrap();
+        refused(&done, 4, &[name, "ile too large"]);
+        empty(folder.path());
+    }
+}
+
+#[test]
+fn a_cache_that_is_full_costs_only_time() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (output, cache) = (folder.path().join("out.mp4"), folder.path().join("cache"));
+    // The video fits in 64 blocks, the embedding does not.
+    succeeds(&mut full_disk(64, turbo_run(small(), &output).arg("--cache-dir").arg(&cache)));
+    empty(&cache);
+    // Nor does a cache that cannot be made at all.
+    succeeds(turbo_run(small(), &output).arg("--cache-dir").arg(output.join("cache")));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_report_that_cannot_be_printed_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut commands =
+        vec![compile(&folder.path().join("engine.plan")), Command::new(binary("turbo-compile"))];
+    commands[0].arg("--json");
+    commands[1].arg("inspect").arg(small());
+    if can_run() {
+        commands.push(turbo_run(small(), &folder.path().join("out.mp4")));
+        commands[2].args(["--json", "--no-cache"]);
+    }
+    for command in &mut commands {
+        let done = command.stdout(full()).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        refused(&done, 4, &["standard output", "No space left"]);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn completions_that_cannot_be_printed_are_an_error() {
+    for name in ["turbo-compile", "turbo-run"] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(binary(name));
+        let child =
+            command.args(["completions", "bash"]).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+        refused(&child.wait_with_output().unwrap(), 4, &["standard output"]);
+    }
+}
+
+/// Frames of a GIF, counted block by block.
+fn gif_frames(bytes: &[u8]) -> usize {
+    let palette = |flags: u8| if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
+    let (mut at, mut frames) = (13 + palette(bytes[10]), 0);
+    loop {
+        match bytes[at] {
+            0x2c => {
+                at += 11 + palette(bytes[at + 9]);
+                frames += 1;
+            }
+            0x21 => at += 2,
+            end => {
+                assert_eq!((end, at + 1), (0x3b, bytes.len()), "no block of a GIF");
+                return frames;
+            }
+        }
+        while bytes[at] != 0 {
+            at += 1 + usize::from(bytes[at]);
+        }
+        at += 1;
+    }
+}
+
+/// Frames of an animated WebP and how long they last together, in milliseconds.
+fn webp_frames(bytes: &[u8]) -> (usize, usize) {
+    let number = |at: usize, len: usize| (0..len).fold(0, |n, i| n | usize::from(bytes[at + i]) << (8 * i));
+    let (mut at, mut frames, mut time) = (12, 0, 0);
+    assert_eq!(number(4, 4) + 8, bytes.len());
+    while at < bytes.len() {
+        if &bytes[at..at + 4] == b"ANMF" {
+            frames += 1;
+            time += number(at + 8 + 12, 3);
+        }
+        at += 8 + number(at + 4, 4).next_multiple_of(2);
+    }
+    (frames, time)
+}
+
+#[test]
+fn every_format_holds_every_frame() {
+    if !can_run() {
+        return;
+    }
+    let [count, height, width] = SMALL;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for name in ["out.mp4", "out.gif", "out.webp", "out.safetensors", "frames"] {
+        succeeds(turbo_run(small(), &at(name)).arg("--no-cache").arg("--contact-sheet").arg(at("sheet.png")));
+        let sheet = load_image(&at("sheet.png")).unwrap();
+        assert!(sheet.width >= width && sheet.height >= height, "{} x {}", sheet.width, sheet.height);
+        fs::remove_file(at("sheet.png")).unwrap();
+    }
+    assert_eq!(files(folder.path()), ["frames", "out.gif", "out.mp4", "out.safetensors", "out.webp"]);
+    let bytes = |name: &str| fs::read(at(name)).unwrap();
+
+    let mp4 = bytes("out.mp4");
+    assert_eq!(&mp4[4..8], b"ftyp");
+    let sizes = mp4.windows(4).position(|w| w == b"stsz").unwrap();
+    assert_eq!(mp4[sizes + 12..sizes + 16], (count as u32).to_be_bytes());
+
+    let gif = bytes("out.gif");
+    assert!(gif.starts_with(b"GIF89a"));
+    assert_eq!(gif_frames(&gif), count);
+
+    let webp = bytes("out.webp");
+    assert!(webp.starts_with(b"RIFF") && &webp[8..12] == b"WEBP");
+    let (frames, time) = webp_frames(&webp);
+    // Equal frames are stored as one that lasts longer; 16 are a second.
+    assert!((1..=count).contains(&frames) && time.abs_diff(count * 1000 / 16) <= 1, "{frames} in {time} ms");
+
+    let raw = bytes("out.safetensors");
+    let raw = SafeTensors::deserialize(&raw).unwrap();
+    let raw = raw.tensor("frames").unwrap();
+    assert_eq!((raw.dtype(), raw.shape()), (Dtype::U8, &[count, height, width, 3][..]));
+
+    // Both are lossless.
+    assert_eq!(files(&at("frames")), ["0000.png", "0001.png", "0002.png", "0003.png", "0004.png"]);
+    for (name, expected) in files(&at("frames")).iter().zip(raw.data().chunks(height * width * 3)) {
+        let picture = load_image(&at("frames").join(name)).unwrap();
+        assert_eq!((picture.width, picture.height), (width, height));
+        assert!(picture.rgb == expected, "{name} is not the frame of the safetensors file");
+    }
+}
+
+#[test]
+fn a_contact_sheet_that_cannot_be_written_is_said_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = turbo_run(large(), &folder.path().join("out.mp4"));
+    let start = Instant::now();
+    let done = command.args(["--no-cache", "--contact-sheet", "/no/such/folder/sheet.png"]).output().unwrap();
+    refused(&done, 4, &["/no/such/folder"]);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    empty(folder.path());
+}
+
+/// Writes tensors of f32.
+fn write_noise(path: &Path, tensors: &BTreeMap<&str, Vec<f32>>) {
+    let bytes: Vec<Vec<u8>> =
+        tensors.values().map(|v| v.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+    let views = tensors.keys().zip(&bytes);
+    let views = views.map(|(name, b)| (*name, TensorView::new(Dtype::F32, vec![b.len() / 4], b).unwrap()));
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn noise_from_a_file_is_taken_as_it_is() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let elements: usize =
+        EngineFile::open(small()).unwrap().manifest().video.latent.iter().map(|&d| d as usize).product();
+    let mut source = NoiseKind::Portable.source(7).unwrap();
+    let mut draw = |name| (name, source.draw(elements).unwrap());
+    let mut noise = BTreeMap::from([draw("noise_init"), draw("noise0")]);
+    write_noise(&at("noise.safetensors"), &noise);
+    let option = format!("file:{}", at("noise.safetensors").display());
+    let run = |output: &str, option: &str, seed: &str| {
+        let mut command = turbo_run(small(), &at(output));
+        command.args(["--no-cache", "--noise", option, "--seed", seed]).output().unwrap()
+    };
+    // The same numbers as of seed 7, so the same video; the seed beside a file means nothing.
+    assert!(run("file.safetensors", &option, "3").status.success());
+    assert!(run("seed.safetensors", "portable", "7").status.success());
+    assert_eq!(fs::read(at("file.safetensors")).unwrap(), fs::read(at("seed.safetensors")).unwrap());
+
+    noise.remove("noise0");
+    write_noise(&at("noise.safetensors"), &noise);
+    refused(&run("out.mp4", &option, "0"), 3, &["noise.safetensors", "'noise0' is missing"]);
+    noise.insert("noise_init", vec![0.0; 3]);
+    write_noise(&at("noise.safetensors"), &noise);
+    refused(&run("out.mp4", &option, "0"), 3, &["noise_init", "[3]", &elements.to_string()]);
+    assert_eq!(files(folder.path()), ["file.safetensors", "noise.safetensors", "seed.safetensors"]);
+}
+
+#[test]
+fn a_bad_noise_file_is_a_bad_input_file() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for path in [Path::new("/no/such/noise.safetensors"), small()] {
+        let mut command = turbo_run(small(), &folder.path().join("out.mp4"));
+        let done = command.arg("--noise").arg(format!("file:{}", path.display())).output().unwrap();
+        refused(&done, 3, &[path.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn prompts_that_are_empty_or_too_long() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.gif");
+    for prompt in ["", "\t\n", "\u{a0}\u{3000}"] {
+        let mut command = Command::new(binary("turbo-run"));
+        let done = command.arg(small()).args(["-p", prompt, "-o"]).arg(&output).output().unwrap();
+        refused(&done, 2, &["the prompt is empty"]);
+        empty(folder.path());
+    }
+    let long = "circle ".repeat(600);
+    let run = |more: &str| {
+        let mut command = Command::new(binary("turbo-run"));
+        command.arg(small()).args(["-p", &long, "--no-cache", more, "-o"]).arg(&output);
+        succeeds(&mut command)
+    };
+    assert!(text(&run("-v").stderr).contains("warning: the prompt is"));
+    let quiet = run("--quiet");
+    assert_eq!((text(&quiet.stdout), text(&quiet.stderr)), (String::new(), String::new()));
+    let report = run("--json");
+    assert_eq!(text(&report.stderr), "");
+    // What is not said as a warning is in the report.
+    let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+    assert!(report["cut"].as_str().unwrap().ends_with("circle"), "{report}");
+}
+
+#[test]
+fn quiet_compiles_print_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let done = succeeds(compile(&folder.path().join("engine.plan")).arg("--quiet"));
+    assert_eq!((text(&done.stdout), text(&done.stderr)), (String::new(), String::new()));
+}
+
+#[test]
+fn reports_account_for_the_time_and_for_the_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let seconds = |value: &Value| value.as_f64().unwrap();
+    // Half is for machines that are busy: what is in no part is only the freeing of memory.
+    let done = succeeds(compile(&folder.path().join("engine.plan")).arg("--json"));
+    let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let sum: f64 = report["seconds"].as_array().unwrap().iter().map(|lap| seconds(&lap[1])).sum();
+    let total = seconds(&report["total_seconds"]);
+    assert!(sum <= total && sum >= 0.5 * total, "{sum} of {total}");
+    if !can_run() {
+        return;
+    }
+    for cached in [false, true] {
+        let mut command = turbo_run(small(), &folder.path().join("out.mp4"));
+        let start = Instant::now();
+        let done = succeeds(command.arg("--json").arg("--cache-dir").arg(folder.path().join("cache")));
+        let wall = start.elapsed().as_secs_f64();
+        let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+        assert_eq!(report["cached_embedding"], cached);
+        let parts = report["parts"].as_array().unwrap();
+        let encodes = parts.iter().any(|p| p["part"] == "text encoder");
+        assert_eq!(encodes, !cached, "{report}");
+        let sum: f64 = parts.iter().map(|part| seconds(&part["seconds"])).sum();
+        let [inner, open, encode, whole] =
+            ["total_seconds", "open_seconds", "encode_seconds", "prompt_to_file_seconds"]
+                .map(|name| seconds(&report[name]));
+        assert!(sum <= inner && sum >= 0.5 * inner, "{sum} of {inner}");
+        assert!(open + inner + encode <= whole && whole <= wall, "{open} {inner} {encode} {whole} {wall}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, more: &[&str]| {
+        let output = folder.path().join(name);
+        succeeds(turbo_run(small(), &output).args(["--no-cache", "--steps", "2"]).args(more));
+        fs::read(output).unwrap()
+    };
+    let first = run("a.safetensors", &["--threads", "1"]);
+    assert!(run("b.safetensors", &["--threads", "1"]) == first, "two runs of a seed differ");
+    assert!(run("c.safetensors", &["--threads", "2"]) == first, "two threads give another video than one");
+    assert!(run("d.safetensors", &["--threads", "2", "--seed", "1"]) != first, "the seed means nothing");
+}
+
+/// One bit in the middle of every entry, and an end at every entry's start: some of it is found only when the
+/// stage is loaded, after frames have been made.
+#[test]
+fn damage_anywhere_in_an_engine_file_is_found() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let damaged = folder.path().join("damaged.plan");
+    let output = folder.path().join("out.mp4");
+    let whole = fs::read(small()).unwrap();
+    let engine = EngineFile::open(small()).unwrap();
+    for entry in &engine.manifest().entries {
+        let range = engine.range(&entry.path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[range.start + range.len() / 2] ^= 1;
+        for (kind, bytes) in [("flipped", &flipped[..]), ("cut", &whole[..range.start])] {
+            fs::write(&damaged, bytes).unwrap();
+            let done = turbo_run(&damaged, &output).arg("--no-cache").output().unwrap();
+            assert!(!done.status.success(), "{}: {kind} and not found", entry.path);
+            refused(&done, 3, &["damaged.plan"]);
+            assert_eq!(files(folder.path()), ["damaged.plan"], "{}: {kind}", entry.path);
+        }
+    }
+}
+
+#[test]
+fn sizes_and_frame_counts_name_the_nearest_and_write_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for (choices, says) in [
+        (["--size", "0x0"], &["0x0"][..]),
+        (["--size", "100x60"], &["the nearest that fits is 96x64"]),
+        (["--frames", "0"], &["0 frames"]),
+        (["--frames", "7"], &["5 and 9"]),
+        (["--topk", "0.07"], &["keeps none", "--topk 0.08"]),
+        (["--topk", "0"], &["top-k ratio 0"]),
+    ] {
+        let done = compile(&folder.path().join("engine.plan")).args(choices).output().unwrap();
+        refused(&done, 2, says);
+        empty(folder.path());
+    }
+}
+
+/// Checkpoints are never the place of an engine file.
+#[test]
+fn an_output_that_is_an_input_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in
+        ["config.json", "dit.safetensors", "text_encoder.safetensors", "tokenizer.json", "vae.safetensors"]
+    {
+        fs::copy(demo().join(name), folder.path().join(name)).unwrap();
+    }
+    let output = folder.path().join("dit.safetensors");
+    let before = fs::read(&output).unwrap();
+    let mut command = Command::new(binary("turbo-compile"));
+    let done = command.arg(folder.path()).arg("-o").arg(&output).output().unwrap();
+    assert_eq!(done.status.code(), Some(2), "{}", text(&done.stderr));
+    assert!(fs::read(&output).unwrap() == before, "the checkpoint is gone");
+}
+
+#[test]
+fn a_recipe_that_cannot_be_saved_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("recipe")).unwrap();
+    let mut command = compile(&folder.path().join("engine.plan"));
+    let done = command.arg("--save-recipe").arg(folder.path().join("recipe")).output().unwrap();
+    refused(&done, 4, &["recipe"]);
+    assert_eq!(files(folder.path()), ["recipe"]);
+}
+
+#[test]
+fn an_image_becomes_a_video() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for (name, to) in [
+        ("dit_i2v_high_ckpt.safetensors", "high.safetensors"),
+        ("dit_i2v_low_ckpt.safetensors", "low.safetensors"),
+        ("umt5_ckpt.safetensors", "umt5.safetensors"),
+        ("vae_ckpt.safetensors", "vae.safetensors"),
+        ("tokenizer/tokenizer.json", "tokenizer.json"),
+    ] {
+        let Some(from) = vectors::file(name) else { return };
+        fs::copy(from, model.join(to)).unwrap();
+    }
+    let engine = folder.path().join("engine.plan");
+    let mut command = Command::new(binary("turbo-compile"));
+    command.arg(&model).arg("-o").arg(&engine).args(["--attention", "dense", "--linear", "bf16"]);
+    succeeds(command.args(["--size", "64x48", "--frames", "5"]));
+
+    let place = folder.path().join("videos");
+    fs::create_dir(&place).unwrap();
+    let run = |image: Option<&Path>| {
+        let mut command = turbo_run(&engine, &place.join("out.safetensors"));
+        command.arg("--no-cache").args(image.iter().flat_map(|path| [Path::new("-i"), path]));
+        command.output().unwrap()
+    };
+    refused(&run(None), 2, &["--image"]);
+    refused(&run(Some(Path::new("/no/such/picture.png"))), 3, &["/no/such/picture.png"]);
+    refused(&run(Some(&model)), 3, &["model", "a folder"]);
+    refused(&run(Some(&engine)), 3, &["engine.plan", "expected PNG"]);
+    let picture = demo().join("truth/00.png");
+    let half = folder.path().join("half.png");
+    let bytes = fs::read(&picture).unwrap();
+    fs::write(&half, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&run(Some(&half)), 3, &["half.png"]);
+    empty(&place);
+
+    let done = run(Some(&picture));
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let bytes = fs::read(place.join("out.safetensors")).unwrap();
+    let video = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(video.tensor("frames").unwrap().shape(), [5, 48, 64, 3]);
+}
