@@ -4,6 +4,7 @@
 //! `tests/golden` is used, and what is not in it is skipped with a printed line.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -159,7 +160,8 @@ pub fn run(session: &mut Session, inputs: &[(&str, &Tensor)]) -> Outputs {
     outputs.iter().map(|(n, tensor)| (name(n), tensor.as_f32().to_vec())).collect()
 }
 
-/// Collects errors of one family against its tolerance and prints a line at the end.
+/// Collects errors of one family against its tolerance; prints a line at the end and appends a row of a table to
+/// the file that `TURBO_GOLDEN_SUMMARY` names.
 pub struct Family {
     name: String,
     cases: usize,
@@ -206,6 +208,12 @@ impl Drop for Family {
     fn drop(&mut self) {
         let (error, bound, case) = &self.worst;
         println!("golden {}: {} cases, worst {error:.2e} of {bound:.0e} ({case})", self.name, self.cases);
+        if let Some(path) = std::env::var_os("TURBO_GOLDEN_SUMMARY") {
+            let line = format!("| {} | {} | {error:.1e} | {bound:.0e} | {case} |\n", self.name, self.cases);
+            let file = std::fs::File::options().append(true).create(true).open(path);
+            // One write a line: suites run side by side.
+            file.and_then(|mut file| file.write_all(line.as_bytes())).expect("a summary");
+        }
         if !std::thread::panicking() {
             assert!(self.failures.is_empty(), "golden {}:\n  {}", self.name, self.failures.join("\n  "));
             assert!(self.cases > 0, "golden {}: no case", self.name);

@@ -35,7 +35,17 @@ pub fn test(fuzz_seconds: u32) -> Result<()> {
     let mut tests = cargo(&["test", "--release", "--workspace"]);
     tests.env("ORT_DYLIB_PATH", library).env("TURBO_REQUIRE_ORT", "1");
     tests.env("TURBO_PYTHON", python::checkers()?);
-    run(&mut tests)?;
+    let summary = root().join("target/golden.md");
+    std::fs::write(&summary, "")?;
+    run(tests.env("TURBO_GOLDEN_SUMMARY", &summary))?;
+    step("golden vectors");
+    let rows = std::fs::read_to_string(&summary)?;
+    let mut rows: Vec<&str> = rows.lines().collect();
+    rows.sort_unstable();
+    println!(
+        "| family | cases | worst error | tolerance | where |\n|---|---|---|---|---|\n{}",
+        rows.join("\n")
+    );
     step("fuzzing");
     fuzz(fuzz_seconds)?;
     step("done");

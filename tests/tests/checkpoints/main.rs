@@ -1,7 +1,8 @@
 //! One model in the forms that checkpoints come in: the same stored weights from each, and what is said of forms
 //! that are wrong.
 
-#[path = "../../compiler/checkpoint/tests/support/mod.rs"]
+mod model;
+#[path = "../../../compiler/checkpoint/tests/support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,8 @@ use turbo_engine_file::EngineFile;
 use turbo_models::dit::Linear;
 use turbo_tests::demo;
 use turbo_tests::vectors::file;
+
+use model::{Model, Quiet};
 
 /// A tensor of a file: element type, extents, bytes.
 type Tensor = (Dtype, Vec<usize>, Vec<u8>);
@@ -274,113 +277,6 @@ fn a_quantised_checkpoint_compiles_to_its_own_bits() {
     assert!(found == read(&model.path("quant.safetensors")));
 }
 
-struct Quiet;
-
-impl Progress for Quiet {
-    fn begin(&mut self, _: &str, _: Option<u64>) {}
-    fn advance(&mut self, _: u64) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
-
-/// A copy of the demo model that a test may change, and an empty folder for what comes out.
-struct Model(TempDir);
-
-impl Model {
-    fn new() -> Model {
-        let folder = tempfile::tempdir().unwrap();
-        let model = Model(folder);
-        std::fs::create_dir(model.model()).unwrap();
-        std::fs::create_dir(model.out()).unwrap();
-        for name in [
-            "dit.safetensors",
-            "text_encoder.safetensors",
-            "vae.safetensors",
-            "tokenizer.json",
-            "config.json",
-        ] {
-            std::fs::copy(demo::folder().join(name), model.path(name)).unwrap();
-        }
-        model
-    }
-
-    fn model(&self) -> PathBuf {
-        self.0.path().join("model")
-    }
-
-    fn out(&self) -> PathBuf {
-        self.0.path().join("out")
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.model().join(name)
-    }
-
-    fn edit(&self, name: &str, change: impl FnOnce(&mut Tensors)) {
-        let mut tensors = read(&self.path(name));
-        change(&mut tensors);
-        write(&self.path(name), &tensors);
-    }
-
-    /// A compile of the folder, into the other one.
-    fn choices(&self) -> Choices {
-        Choices {
-            model: Some(self.model()),
-            output: Some(self.out().join("engine.plan")),
-            emit_onnx: Some(self.out().join("onnx")),
-            ..Choices::default()
-        }
-    }
-
-    /// The same with the networks beside the transformer named.
-    fn networks(&self) -> Choices {
-        Choices {
-            model: None,
-            text_encoder: Some(self.path("text_encoder.safetensors")),
-            vae: Some(self.path("vae.safetensors")),
-            tokenizer: Some(self.path("tokenizer.json")),
-            ..self.choices()
-        }
-    }
-
-    /// The compile ends with this code, says all of this with its hint, and leaves nothing behind.
-    #[track_caller]
-    fn refused(&self, choices: &Choices, code: u8, says: &[&str]) {
-        let error: CompileError = match compile(choices, &mut Quiet) {
-            Err(error) => error,
-            Ok(report) => panic!("{says:?} was not said; compiled with {:?}", report.choices),
-        };
-        let text = error.to_string();
-        assert_eq!(error.exit_code(), code, "{text}");
-        for part in says {
-            assert!(text.contains(part), "`{part}` is not in: {text}");
-        }
-        let left: Vec<_> = std::fs::read_dir(self.out()).unwrap().flatten().map(|e| e.path()).collect();
-        assert!(left.is_empty(), "left behind: {left:?}");
-    }
-
-    /// Two image-to-video experts in place of the text-to-video transformer: it takes 20 channels of condition.
-    fn with_experts(self) -> Self {
-        std::fs::remove_file(self.path("config.json")).unwrap();
-        std::fs::remove_file(self.path("dit.safetensors")).unwrap();
-        let high = image_to_video(demo_dit());
-        write(&self.path("high.safetensors"), &high);
-        write(&self.path("low.safetensors"), &changed(&high));
-        self
-    }
-}
-
-fn image_to_video(mut tensors: Tensors) -> Tensors {
-    let (dtype, shape, bytes) = &tensors["patch_embedding.weight"];
-    let row = shape[1] * 2;
-    let more = vec![0; 20 * 4 * 2];
-    let wide = bytes.chunks(row).flat_map(|row| [row, &more].concat()).collect();
-    let wide = (*dtype, vec![shape[0], shape[1] + 20 * 4], wide);
-    tensors.insert("patch_embedding.weight".to_string(), wide);
-    tensors
-}
-
 #[test]
 fn a_missing_tensor_is_named() {
     for name in [
@@ -471,7 +367,7 @@ fn a_lora_is_not_a_model() {
         let tensor = (Dtype::BF16, vec![4, 4], vec![0; 32]);
         let name = |leaf: &str| format!("diffusion_model.blocks.0.self_attn.q.{leaf}");
         let lora: Tensors = names.iter().map(|leaf| (name(leaf), tensor.clone())).collect();
-        let path = model.0.path().join("lora.safetensors");
+        let path = model.path("lora.safetensors");
         write(&path, &lora);
         let choices = Choices { model: Some(path.clone()), ..model.networks() };
         model.refused(&choices, 3, &["lora.safetensors", "this is a LoRA", names[0], "hint: merge it"]);
@@ -479,7 +375,7 @@ fn a_lora_is_not_a_model() {
         model.refused(&expert, 3, &["this is a LoRA"]);
     }
     // One in the place of the transformer of a folder.
-    std::fs::rename(model.0.path().join("lora.safetensors"), model.path("dit.safetensors")).unwrap();
+    std::fs::rename(model.path("lora.safetensors"), model.path("dit.safetensors")).unwrap();
     model.refused(&model.choices(), 2, &["no diffusion transformer was found", "this is a LoRA"]);
 }
 
