@@ -1,6 +1,6 @@
 //! The demo checkpoint in its default recipe comes as close to the true videos as the reference code does.
 
-use turbo_compile::{Choices, Progress, compile};
+use turbo_compile::{Choices, NoProgress, compile};
 use turbo_engine_file::EngineFile;
 use turbo_models::dit::{Attention, Linear};
 use turbo_pipeline::Engine;
@@ -11,22 +11,12 @@ use turbo_tests::vectors::runtime;
 /// neither a video nor its figure is the same to the last digit.
 const NEAR: f64 = 1.0;
 
-struct Quiet;
-
-impl Progress for Quiet {
-    fn begin(&mut self, _: &str, _: Option<u64>) {}
-    fn advance(&mut self, _: u64) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
-
 #[test]
 fn demo_is_as_close_to_the_truth_as_the_reference() {
     let target = tempfile::tempdir().unwrap();
     let output = target.path().join("demo.plan");
     let choices = Choices { model: Some(folder()), output: Some(output.clone()), ..Choices::default() };
-    let report = compile(&choices, &mut Quiet).unwrap();
+    let report = compile(&choices, &mut NoProgress).unwrap();
     assert_eq!(report.choices.attention, Some(Attention::SageSla));
     assert_eq!(report.choices.linear, Some(Linear::W8a8));
 

@@ -2,22 +2,12 @@
 
 use std::path::Path;
 
-use turbo_compile::{Choices, Progress, compile};
+use turbo_compile::{Choices, NoProgress, compile};
 use turbo_engine_file::{EngineFile, Sampler};
 use turbo_media::Frame;
 use turbo_pipeline::{Engine, Precision, Request, Silent, backend};
 use turbo_sampler::NoiseKind;
 use turbo_tests::vectors::{Family, Vectors, file, runtime};
-
-struct Quiet;
-
-impl Progress for Quiet {
-    fn begin(&mut self, _: &str, _: Option<u64>) {}
-    fn advance(&mut self, _: u64) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
 
 /// Compiles a model made of golden checkpoints: file names and what they are called in the folder.
 fn engine(files: &[(&str, &str)], size: [usize; 3], folder: &Path) -> Option<Engine> {
@@ -33,7 +23,7 @@ fn engine(files: &[(&str, &str)], size: [usize; 3], folder: &Path) -> Option<Eng
         output: Some(folder.join("engine.plan")),
         ..Choices::default()
     };
-    compile(&choices, &mut Quiet).unwrap();
+    compile(&choices, &mut NoProgress).unwrap();
     runtime()?;
     let runtime = backend::init(None, None).unwrap();
     Some(Engine::new(EngineFile::open(&folder.join("engine.plan")).unwrap(), runtime).unwrap())

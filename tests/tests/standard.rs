@@ -8,23 +8,13 @@ use std::process::Command;
 use std::sync::Arc;
 
 use turbo_compile::choices::Flavor;
-use turbo_compile::{Choices, Progress, compile};
+use turbo_compile::{Choices, NoProgress, compile};
 use turbo_engine_file::{EngineFile, Stage};
 use turbo_models::dit::{Attention, Linear, PvType, Tiling};
 use turbo_ops::cases::Rng;
 use turbo_pipeline::backend::{Options, Runtime, Session, Tensor};
 use turbo_tests::demo;
 use turbo_tests::vectors::{Family, file, runtime};
-
-struct Quiet;
-
-impl Progress for Quiet {
-    fn begin(&mut self, _: &str, _: Option<u64>) {}
-    fn advance(&mut self, _: u64) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
 
 /// Compiles into `folder`: the engine file and, in `onnx`, the graphs and weights.
 fn emit(choices: &Choices, flavor: Flavor, folder: &Path) -> EngineFile {
@@ -36,7 +26,7 @@ fn emit(choices: &Choices, flavor: Flavor, folder: &Path) -> EngineFile {
         emit_onnx: Some(folder.join("onnx")),
         ..choices.clone()
     };
-    compile(&choices, &mut Quiet).unwrap();
+    compile(&choices, &mut NoProgress).unwrap();
     EngineFile::open(&output).unwrap()
 }
 

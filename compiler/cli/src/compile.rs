@@ -28,6 +28,17 @@ pub trait Progress {
     fn cancelled(&self) -> bool;
 }
 
+/// Reports nothing and never stops.
+pub struct NoProgress;
+
+impl Progress for NoProgress {
+    fn begin(&mut self, _: &str, _: Option<u64>) {}
+    fn advance(&mut self, _: u64) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
 /// What a compile did, for people and for `--json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {

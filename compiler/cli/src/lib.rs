@@ -16,6 +16,6 @@ pub mod stages;
 pub mod stored;
 
 pub use choices::Choices;
-pub use compile::{Prepared, Progress, Report, compile};
+pub use compile::{NoProgress, Prepared, Progress, Report, compile};
 pub use error::CompileError;
 pub use inputs::Inputs;

@@ -15,19 +15,9 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use turbo_compile::{Choices, Progress, compile};
+use turbo_compile::{Choices, NoProgress, compile};
 
 const PROMPT: &str = "A small red circle moves from left to right slowly on a black background.";
-
-struct Quiet;
-
-impl Progress for Quiet {
-    fn begin(&mut self, _: &str, _: Option<u64>) {}
-    fn advance(&mut self, _: u64) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
 
 /// The demo's engine file, compiled once.
 fn engine() -> &'static Path {
@@ -37,7 +27,7 @@ fn engine() -> &'static Path {
         let path = folder.path().join("demo.plan");
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
         let choices = Choices { model: Some(model), output: Some(path.clone()), ..Choices::default() };
-        compile(&choices, &mut Quiet).unwrap();
+        compile(&choices, &mut NoProgress).unwrap();
         (folder, path)
     });
     path

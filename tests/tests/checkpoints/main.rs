@@ -14,13 +14,13 @@ use tempfile::TempDir;
 use turbo_checkpoint::Checkpoint;
 use turbo_compile::network::Network;
 use turbo_compile::stored::Stored;
-use turbo_compile::{Choices, CompileError, Progress, compile};
+use turbo_compile::{Choices, CompileError, NoProgress, compile};
 use turbo_engine_file::EngineFile;
 use turbo_models::dit::Linear;
 use turbo_tests::demo;
 use turbo_tests::vectors::file;
 
-use model::{Model, Quiet};
+use model::Model;
 
 /// A tensor of a file: element type, extents, bytes.
 type Tensor = (Dtype, Vec<usize>, Vec<u8>);
@@ -271,7 +271,7 @@ fn a_quantised_checkpoint_compiles_to_its_own_bits() {
     let Some(choices) = quantised(&model, |_| ()) else { return };
     let refused = Choices { linear: Some(Linear::Bf16), ..choices.clone() };
     model.refused(&refused, 2, &["quantised already", "--linear w8a8"]);
-    compile(&choices, &mut Quiet).unwrap();
+    compile(&choices, &mut NoProgress).unwrap();
     let engine = EngineFile::open(choices.output.as_deref().unwrap()).unwrap();
     let found = parse(engine.bytes("weights/dit.safetensors").unwrap());
     assert!(found == read(&model.path("quant.safetensors")));
@@ -434,12 +434,12 @@ fn image_to_video_needs_the_encoder_of_the_vae() {
     let size = "64x64".parse().unwrap();
     let small = |choices| Choices { size: Some(size), frames: Some(49), topk: Some(0.25), ..choices };
     let dit = Some(demo::folder().join("dit.safetensors"));
-    compile(&small(Choices { model: dit, ..model.networks() }), &mut Quiet).unwrap();
+    compile(&small(Choices { model: dit, ..model.networks() }), &mut NoProgress).unwrap();
 
     // A part of it is not enough, and with all of it the same folder compiles.
     let model = Model::new().with_experts();
     let small = small(model.choices());
-    compile(&small, &mut Quiet).unwrap();
+    compile(&small, &mut NoProgress).unwrap();
     std::fs::remove_dir_all(model.out()).unwrap();
     std::fs::create_dir(model.out()).unwrap();
     model.edit("vae.safetensors", |tensors| drop(tensors.remove("conv1.bias").unwrap()));

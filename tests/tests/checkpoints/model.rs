@@ -2,16 +2,6 @@
 
 use super::*;
 
-pub struct Quiet;
-
-impl Progress for Quiet {
-    fn begin(&mut self, _: &str, _: Option<u64>) {}
-    fn advance(&mut self, _: u64) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
-
 /// A copy of the demo model that a test may change, and an empty folder for what comes out.
 pub struct Model(pub TempDir);
 
@@ -75,7 +65,7 @@ impl Model {
     /// The compile ends with this code, says all of this with its hint, and leaves nothing behind.
     #[track_caller]
     pub fn refused(&self, choices: &Choices, code: u8, says: &[&str]) {
-        let error: CompileError = match compile(choices, &mut Quiet) {
+        let error: CompileError = match compile(choices, &mut NoProgress) {
             Err(error) => error,
             Ok(report) => panic!("{says:?} was not said; compiled with {:?}", report.choices),
         };
