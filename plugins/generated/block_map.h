@@ -33,6 +33,20 @@ struct TurboBlockMap {
     static constexpr Type kOutputTypes[] = {Type::kI32};
     static constexpr int32_t kInputRanks[] = {3, 3};
     static constexpr int32_t kOutputRanks[] = {4};
+    static constexpr char const* kInputNames[] = {"q", "k"};
+    static constexpr char const* kOutputNames[] = {"lut"};
+
+    // What the sizes of the inputs must be: `expect(i, d, size, as written)` for each axis d of input i.
+    template <class Shapes>
+    static void inputShapes(Shapes& s, Attrs const& a) {
+        (void)a;
+        s.expect(0, 0, s.in(0, 0), "b");
+        s.expect(0, 1, s.in(0, 1), "l");
+        s.expect(0, 2, s.in(0, 2), "c");
+        s.expect(1, 0, s.in(0, 0), "b");
+        s.expect(1, 1, s.in(0, 1), "l");
+        s.expect(1, 2, s.in(0, 2), "c");
+    }
 
     // Shapes of the outputs from those of the inputs; `in(i, d)` is axis d of input i.
     template <class Shapes>

@@ -26,6 +26,16 @@ struct TurboQuantize {
     static constexpr Type kOutputTypes[] = {Type::kI8, Type::kF32};
     static constexpr int32_t kInputRanks[] = {2};
     static constexpr int32_t kOutputRanks[] = {2, 2};
+    static constexpr char const* kInputNames[] = {"x"};
+    static constexpr char const* kOutputNames[] = {"q", "s"};
+
+    // What the sizes of the inputs must be: `expect(i, d, size, as written)` for each axis d of input i.
+    template <class Shapes>
+    static void inputShapes(Shapes& s, Attrs const& a) {
+        (void)a;
+        s.expect(0, 0, s.in(0, 0), "m");
+        s.expect(0, 1, s.in(0, 1), "k");
+    }
 
     // Shapes of the outputs from those of the inputs; `in(i, d)` is axis d of input i.
     template <class Shapes>

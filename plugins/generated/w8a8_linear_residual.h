@@ -26,6 +26,27 @@ struct TurboW8A8LinearResidual {
     static constexpr Type kOutputTypes[] = {Type::kT};
     static constexpr int32_t kInputRanks[] = {2, 2, 2, 2, 1, 2, 2};
     static constexpr int32_t kOutputRanks[] = {2};
+    static constexpr char const* kInputNames[] = {"q", "s", "w", "ws", "bias", "residual", "gate"};
+    static constexpr char const* kOutputNames[] = {"y"};
+
+    // What the sizes of the inputs must be: `expect(i, d, size, as written)` for each axis d of input i.
+    template <class Shapes>
+    static void inputShapes(Shapes& s, Attrs const& a) {
+        (void)a;
+        s.expect(0, 0, s.in(0, 0), "m");
+        s.expect(0, 1, s.in(0, 1), "k");
+        s.expect(1, 0, s.ceilDiv(s.in(0, 0), s.constant(128)), "ceil(m/128)");
+        s.expect(1, 1, s.ceilDiv(s.in(0, 1), s.constant(128)), "ceil(k/128)");
+        s.expect(2, 0, s.in(2, 0), "n");
+        s.expect(2, 1, s.in(0, 1), "k");
+        s.expect(3, 0, s.ceilDiv(s.in(2, 0), s.constant(128)), "ceil(n/128)");
+        s.expect(3, 1, s.ceilDiv(s.in(0, 1), s.constant(128)), "ceil(k/128)");
+        s.expect(4, 0, s.in(2, 0), "n");
+        s.expect(5, 0, s.in(0, 0), "m");
+        s.expect(5, 1, s.in(2, 0), "n");
+        s.expect(6, 0, s.in(6, 0), "g");
+        s.expect(6, 1, s.in(2, 0), "n");
+    }
 
     // Shapes of the outputs from those of the inputs; `in(i, d)` is axis d of input i.
     template <class Shapes>

@@ -60,11 +60,26 @@ fn files() -> Vec<(PathBuf, String)> {
     let mut files = vec![
         (plugins.join("OPS.md"), overview()),
         (plugins.join("generated/turbo_traits.h"), format!("// {MARK}\n{TRAITS}")),
+        (plugins.join("generated/turbo_ops.h"), all_ops()),
     ];
     for op in turbo_ops::ALL {
         files.push((plugins.join("generated").join(format!("{}.h", snake(op.name))), header(op)));
     }
     files
+}
+
+/// Includes the traits of every op and lists them.
+fn all_ops() -> String {
+    let mut out = format!("// {MARK}\n//\n// Every op.\n#pragma once\n\n");
+    for op in turbo_ops::ALL {
+        let _ = writeln!(out, "#include \"{}.h\"", snake(op.name));
+    }
+    out += "\n// Calls `X(op)` for every op.\n#define TURBO_OPS(X)";
+    for op in turbo_ops::ALL {
+        let _ = write!(out, " \\\n    X({})", op.name);
+    }
+    out.push('\n');
+    out
 }
 
 /// `TurboW8A8Linear` as `w8a8_linear`, the name of the op's folder.
@@ -164,6 +179,19 @@ fn header(op: &Op) -> String {
     let ranks = |ts: &[TensorDef]| ts.iter().map(|t| t.dims.len().to_string()).collect::<Vec<_>>().join(", ");
     let _ = writeln!(out, "    static constexpr int32_t kInputRanks[] = {{{}}};", ranks(op.inputs));
     let _ = writeln!(out, "    static constexpr int32_t kOutputRanks[] = {{{}}};", ranks(op.outputs));
+    for (which, tensors) in [("Input", op.inputs), ("Output", op.outputs)] {
+        let names: Vec<String> = tensors.iter().map(|t| format!("\"{}\"", t.name)).collect();
+        let _ = writeln!(out, "    static constexpr char const* k{which}Names[] = {{{}}};", names.join(", "));
+    }
+    out += "\n    // What the sizes of the inputs must be: `expect(i, d, size, as written)` for each axis d of input i.\n";
+    out += "    template <class Shapes>\n    static void inputShapes(Shapes& s, Attrs const& a) {\n";
+    out += "        (void)a;\n";
+    for (i, t) in op.inputs.iter().enumerate() {
+        for (d, dim) in t.dims.iter().enumerate() {
+            let _ = writeln!(out, "        s.expect({i}, {d}, {}, \"{dim}\");", cpp(op, dim));
+        }
+    }
+    out += "    }\n";
     out += "\n    // Shapes of the outputs from those of the inputs; `in(i, d)` is axis d of input i.\n";
     out += "    template <class Shapes>\n    static void outputShapes(Shapes& s, Attrs const& a) {\n";
     out += "        (void)a;\n";
