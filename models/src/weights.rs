@@ -12,14 +12,31 @@ pub trait Weights {
 #[derive(Clone, Copy)]
 pub struct Params<'a> {
     weights: &'a dyn Weights,
+    conversion: Conversion,
     /// Activation type: f32 on the CPU, bf16 on a GPU.
     pub compute: DType,
 }
 
+/// Where a weight gets the type and shape in which it is used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Conversion {
+    /// Nodes of the graph convert the stored form.
+    InGraph,
+    /// Whoever stores the weight converts it; the graph has it as it is used.
+    WhenStored,
+}
+
 impl<'a> Params<'a> {
-    /// Weights for a network that computes in `compute`.
+    /// Weights for a network that computes in `compute` and widens them itself: the stored form is the checkpoint's.
     pub fn new(weights: &'a dyn Weights, compute: DType) -> Self {
-        Params { weights, compute }
+        Params { weights, conversion: Conversion::InGraph, compute }
+    }
+
+    /// Weights for a network that takes each as it uses it, so that nothing is computed of weights alone: what
+    /// an engine needs whose weights are supplied by name when it is loaded. The weight's initializer says in
+    /// which type and shape to store it.
+    pub fn converted(weights: &'a dyn Weights, compute: DType) -> Self {
+        Params { weights, conversion: Conversion::WhenStored, compute }
     }
 
     /// The same weights for a part that computes in another type.
@@ -39,24 +56,49 @@ impl<'a> Params<'a> {
 
     /// A weight in its stored type. A missing one or another shape is a mistake that the graph keeps.
     pub fn stored(&self, g: &mut Graph, name: &str, shape: &[usize]) -> Value {
+        let dtype = self.check(g, name, shape);
+        g.weight(name, dtype, shape)
+    }
+
+    /// Stored type of a weight, after its presence and shape were checked.
+    fn check(&self, g: &mut Graph, name: &str, shape: &[usize]) -> DType {
         match self.weights.info(name) {
             Some((dtype, found)) => {
                 if found != shape {
                     g.fail("weight", format!("{name} has shape {found:?}, expected {shape:?}"));
                 }
-                g.weight(name, dtype, shape)
+                dtype
             }
             None => {
                 g.fail("weight", format!("{name} is missing, expected with shape {shape:?}"));
-                g.weight(name, self.compute, shape)
+                self.compute
             }
         }
     }
 
     /// A weight converted to `dtype`.
     pub fn typed(&self, g: &mut Graph, name: &str, shape: &[usize], dtype: DType) -> Value {
-        let stored = self.stored(g, name, shape);
-        g.cast(stored, dtype)
+        self.reshaped(g, name, shape, dtype, shape)
+    }
+
+    /// A weight converted to `dtype` and to another shape of as many elements.
+    pub fn reshaped(
+        &self,
+        g: &mut Graph,
+        name: &str,
+        shape: &[usize],
+        dtype: DType,
+        used: &[usize],
+    ) -> Value {
+        let stored = self.check(g, name, shape);
+        match self.conversion {
+            Conversion::WhenStored => g.weight(name, dtype, used),
+            Conversion::InGraph => {
+                let value = g.weight(name, stored, shape);
+                let value = g.cast(value, dtype);
+                g.reshape(value, used)
+            }
+        }
     }
 
     /// A weight in the type that the network computes in.

@@ -18,15 +18,18 @@ const BLOCK: usize = 128;
 /// Rows of a weight that are quantised at a time: enough for all threads, and a small part of a large weight.
 const ROWS: usize = 8 * BLOCK;
 
+/// Bytes of a tensor that are converted and written at a time, a whole number of elements of any type.
+const CHUNK: usize = 8 << 20;
+
 /// End of the name of a weight that upstream keeps in f32 and multiplies by in bf16.
 const PROJ_L_WEIGHT: &str = "attn_op.local_attn.proj_l.weight";
 
 /// How a stored weight comes from a checkpoint tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
-    /// The same elements (f64 becomes f32).
+    /// The same elements, converted where the entry's type is another (f64 becomes f32).
     Copy,
-    /// Rounded to bf16.
+    /// Rounded to bf16, whatever the entry's type.
     Bf16,
     /// INT8 values of 128 x 128 blocks.
     Int8,
@@ -137,6 +140,16 @@ impl<'a> Stored<'a> {
         Ok(unused)
     }
 
+    /// Stores weights in the types and shapes that their graphs have them in (see
+    /// [`turbo_models::Params::converted`]).
+    pub fn convert(&mut self, used: &BTreeMap<String, (DType, Vec<usize>)>) {
+        for (name, (dtype, shape)) in used {
+            if let Some(entry) = self.entries.get_mut(name) {
+                (entry.dtype, entry.shape) = (*dtype, shape.clone());
+            }
+        }
+    }
+
     /// Number of weights elements, blocks' scales aside.
     pub fn parameters(&self) -> u64 {
         let weights =
@@ -191,19 +204,24 @@ impl<'a> Stored<'a> {
                 check_finite(&tensor)?;
             }
             match entry.form {
-                Form::Copy if tensor.dtype == SourceType::F64 => {
-                    out.write_all(bytemuck::cast_slice(&tensor.to_f32()?)).map_err(io)?;
-                }
-                Form::Copy => {
-                    for chunk in tensor.bytes().chunks(8 << 20) {
+                Form::Copy
+                    if !is_float(tensor.dtype) || safetensors_name(entry.dtype) == tensor.dtype.name() =>
+                {
+                    for chunk in tensor.bytes().chunks(CHUNK) {
                         out.write_all(chunk).map_err(io)?;
                         tick(chunk.len() as u64).map_err(io)?;
                     }
                 }
-                Form::Bf16 => {
-                    let rounded = tensor.to_f32()?.into_iter().map(half::bf16::from_f32);
-                    let bytes: Vec<u8> = rounded.flat_map(half::bf16::to_le_bytes).collect();
-                    out.write_all(&bytes).map_err(io)?;
+                Form::Copy | Form::Bf16 => {
+                    for chunk in tensor.bytes().chunks(CHUNK) {
+                        let mut values = widen(tensor.dtype, chunk);
+                        if entry.form == Form::Bf16 {
+                            values.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32());
+                        }
+                        let bytes = narrow(entry.dtype, &values);
+                        out.write_all(&bytes).map_err(io)?;
+                        tick(bytes.len() as u64).map_err(io)?;
+                    }
                 }
                 Form::Int8 | Form::Scale => self.quantize(entry, &tensor, out, tick)?,
             }
@@ -279,6 +297,14 @@ fn widen(dtype: SourceType, bytes: &[u8]) -> Vec<f32> {
         SourceType::F16 => pairs().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect(),
         SourceType::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
         _ => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+    }
+}
+
+fn narrow(dtype: DType, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        DType::Bf16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
+        _ => bytemuck::cast_slice(values).to_vec(),
     }
 }
 

@@ -16,8 +16,7 @@ pub(super) fn norm(g: &mut Graph, kind: &str, x: Value, scale: Value, shift: Val
 /// Upstream `WanRMSNorm` over the whole width (all heads), weight `leaf.weight` of the current scope.
 pub(super) fn rms_norm(g: &mut Graph, params: Params<'_>, leaf: &str, x: Value, eps: f32) -> Value {
     let c = g.dim(x, 2);
-    let weight = params.typed(g, &g.path(&format!("{leaf}.weight")), &[c], DType::F32);
-    let weight = g.reshape(weight, &[1, c]);
+    let weight = params.reshaped(g, &g.path(&format!("{leaf}.weight")), &[c], DType::F32, &[1, c]);
     let zero = g.constant_f32(&[1, c], &vec![0.0; c]);
     norm(g, "rms", x, weight, zero, eps)
 }

@@ -100,8 +100,7 @@ impl Block<'_> {
         let dim = self.config.dim;
         let x = self.sequence(g, x);
         let [scale, shift] = ["weight", "bias"].map(|leaf| {
-            let value = self.params.typed(g, &g.path(&format!("norm3.{leaf}")), &[dim], DType::F32);
-            g.reshape(value, &[1, dim])
+            self.params.reshaped(g, &g.path(&format!("norm3.{leaf}")), &[dim], DType::F32, &[1, dim])
         });
         linears.norm_input(g, x, scale, shift, self.config.eps)
     }

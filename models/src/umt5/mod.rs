@@ -149,8 +149,8 @@ impl Encoder<'_> {
 
     fn norm(&self, g: &mut Graph, leaf: &str, x: Value) -> Value {
         let dim = self.config.dim;
-        let weight = self.params.typed(g, &g.path(&format!("{leaf}.weight")), &[dim], DType::F32);
-        let weight = g.reshape(weight, &[1, dim]);
+        let name = g.path(&format!("{leaf}.weight"));
+        let weight = self.params.reshaped(g, &name, &[dim], DType::F32, &[1, dim]);
         let zero = g.constant_f32(&[1, dim], &vec![0.0; dim]);
         let attrs = Attrs::new().choice("kind", "rms").float("eps", EPS);
         turbo_ops::emit(g, "TurboNorm", attrs, &[x, weight, zero])[0]

@@ -1,6 +1,6 @@
 //! The VAE's modules. Which module stands where is read off the weights' names.
 
-use turbo_graph::{Graph, GraphError, Value};
+use turbo_graph::{DType, Graph, GraphError, Value};
 
 use super::{Stage, State};
 use crate::Params;
@@ -107,21 +107,23 @@ impl<'a> Layers<'a> {
         x
     }
 
-    /// `RMS_norm`: `x / max(|x|, 1e-12) * sqrt(c) * gamma` over the channels.
+    /// `RMS_norm`: `x / max(|x|, 1e-12) * sqrt(c) * gamma` over the channels, in f32.
     fn norm(&mut self, g: &mut Graph, leaf: &str, x: Value) -> Value {
         let path = g.path(leaf);
         let c = g.dim(x, 1);
         let mut shape = vec![c];
         shape.resize(g.shape(x).len() - 1, 1);
-        let gamma = self.params.get(g, &format!("{path}.gamma"), &shape);
-        let gamma = g.mul_scalar(gamma, (c as f64).sqrt());
+        let gamma = self.params.typed(g, &format!("{path}.gamma"), &shape, DType::F32);
+        let x = g.cast(x, DType::F32);
         let square = g.mul(x, x);
         let sum = g.reduce_sum(square, &[1]);
         let length = g.sqrt(sum);
-        let least = g.scalar(self.params.compute, 1e-12);
+        let least = g.scalar(DType::F32, 1e-12);
         let length = g.max(length, least);
+        let length = g.mul_scalar(length, 1.0 / (c as f64).sqrt());
         let x = g.div(x, length);
-        g.mul(x, gamma)
+        let x = g.mul(x, gamma);
+        g.cast(x, self.params.compute)
     }
 
     /// `ResidualBlock`.
