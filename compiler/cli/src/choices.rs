@@ -44,6 +44,23 @@ pub struct Choices {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub licence: Option<String>,
 
+    /// Where the engine file runs: cpu (ONNX Runtime) or trt (TensorRT, built on this machine's GPU) [default: cpu]
+    #[arg(long, value_name = "KIND", value_parser = word::<Target>, help_heading = "Target")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// TensorRT: its folder, or libnvinfer itself [default: TENSORRT_ROOT, then the loader's path]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, help_heading = "Target")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensorrt: Option<PathBuf>,
+    /// Folder of libturbo_trt and libturbo_plugins [default: beside this program, then target/gpu/lib]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Target")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_libraries: Option<PathBuf>,
+    /// Folder of finished plans and measured kernels, from which a build goes on [default: the user's cache folder]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Target")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build_cache: Option<PathBuf>,
+
     /// Self-attention: dense, sage, sla or sagesla [default: sagesla with proj_l weights, dense without]
     #[arg(long, value_name = "KIND", value_parser = word::<Attention>, help_heading = "Recipe")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,6 +124,16 @@ pub struct Choices {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub emit_onnx: Option<PathBuf>,
+}
+
+/// What executes an engine file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// ONNX Runtime on any CPU, in f32.
+    Cpu,
+    /// TensorRT on GPUs like this machine's, in bf16.
+    Trt,
 }
 
 /// Whether graphs use custom ops.
@@ -218,6 +245,10 @@ impl Choices {
             vae: self.vae.or(base.vae),
             tokenizer: self.tokenizer.or(base.tokenizer),
             licence: self.licence.or(base.licence),
+            target: self.target.or(base.target),
+            tensorrt: self.tensorrt.or(base.tensorrt),
+            gpu_libraries: self.gpu_libraries.or(base.gpu_libraries),
+            build_cache: self.build_cache.or(base.build_cache),
             attention: self.attention.or(base.attention),
             topk: self.topk.or(base.topk),
             tiling: self.tiling.or(base.tiling),

@@ -10,7 +10,8 @@ use turbo_engine_file::{EngineFile, Writer, machine};
 use turbo_models::Weights;
 use turbo_models::dit::Linear;
 
-use crate::choices::Choices;
+use crate::choices::{Choices, Target};
+use crate::engines::Engines;
 use crate::inputs::Inputs;
 use crate::network::Network;
 use crate::resolve::Plan;
@@ -108,8 +109,11 @@ impl<'a> Prepared<'a> {
         let mut unused = BTreeMap::new();
         let mut weights = BTreeMap::new();
         for ((source, mut stored), (_, network)) in stored.into_iter().zip(sources(inputs)) {
-            let used = stages.iter().filter(|s| s.weights == source);
-            let used: BTreeSet<String> = used.flat_map(|s| stages::weight_names(&s.graph)).collect();
+            let graphs = || stages.iter().filter(|s| s.weights == source).map(|s| &s.graph);
+            let used: BTreeSet<String> = graphs().flat_map(stages::weight_names).collect();
+            if plan.target == Target::Trt {
+                stored.convert(&stages::weight_forms(graphs()));
+            }
             let known = |name: &str| match source {
                 Source::Dit(_) => proj_l.contains(name),
                 Source::TextEncoder => false,
@@ -140,9 +144,18 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// What ONNX cannot hold.
     pub fn onnx(&self, stage: &Stage) -> Result<Vec<u8>, CompileError> {
-        let entry = entry_of(stage.weights, self.plan.boundary.is_some());
+        self.onnx_over(stage, &self.entry(stage), 0)
+    }
+
+    /// Entry of the stage's weights.
+    pub(crate) fn entry(&self, stage: &Stage) -> String {
+        entry_of(stage.weights, self.plan.boundary.is_some())
+    }
+
+    /// The stage's ONNX file over weights that start at this byte of a file beside it.
+    pub(crate) fn onnx_over(&self, stage: &Stage, location: &str, start: u64) -> Result<Vec<u8>, CompileError> {
         let layout = self.weights.get(&stage.weights).map(|(_, layout)| layout);
-        let places = Places { location: &entry, layout };
+        let places = Places { location, start, layout };
         turbo_onnx::encode(&stage.graph, &places)
             .map_err(|cause| CompileError::Onnx { stage: stage.name.clone(), cause })
     }
@@ -150,13 +163,15 @@ impl<'a> Prepared<'a> {
 
 struct Places<'a> {
     location: &'a str,
+    /// Where the weights' file starts in `location`.
+    start: u64,
     layout: Option<&'a Layout>,
 }
 
 impl turbo_onnx::WeightPlaces for Places<'_> {
     fn place(&self, name: &str) -> Option<turbo_onnx::Place> {
         let (offset, length) = self.layout?.place(name)?;
-        Some(turbo_onnx::Place { location: self.location.to_string(), offset, length })
+        Some(turbo_onnx::Place { location: self.location.to_string(), offset: self.start + offset, length })
     }
 }
 
@@ -191,6 +206,11 @@ pub fn compile(choices: &Choices, progress: &mut dyn Progress) -> Result<Report,
     if let Some(path) = there.filter(|path| !path.is_dir()) {
         return Err(CompileError::Io { path: path.into(), cause: io::ErrorKind::NotADirectory.into() });
     }
+    let mut engines = match choices.target {
+        // Opened before any work too: a missing library or GPU is known at once.
+        Some(Target::Trt) => Some(Engines::open(choices)?),
+        _ => None,
+    };
     let inputs = Inputs::gather(choices)?;
     keep_inputs(&inputs, &output)?;
     clock.lap("read");
@@ -205,8 +225,10 @@ pub fn compile(choices: &Choices, progress: &mut dyn Progress) -> Result<Report,
         prepared.stages.iter().map(|stage| prepared.engine_graph(stage)).collect::<Result<Vec<_>, _>>()?;
     clock.lap("build");
 
-    for (stage, graph) in prepared.stages.iter().zip(&graphs) {
-        writer.add(&manifest::graph_entry(&stage.name), graph)?;
+    if engines.is_none() {
+        for (stage, graph) in prepared.stages.iter().zip(&graphs) {
+            writer.add(&manifest::graph_entry(&stage.name, Target::Cpu), graph)?;
+        }
     }
     writer.add(manifest::TOKENIZER_ENTRY, &tokenizer)?;
     let mut sizes = BTreeMap::new();
@@ -217,10 +239,14 @@ pub fn compile(choices: &Choices, progress: &mut dyn Progress) -> Result<Report,
         sizes.insert(entry, layout.total());
     }
     clock.lap("write weights");
+    let mut manifest = manifest::build(&prepared, choices, &tokenizer)?;
+    if let Some(engines) = &mut engines {
+        engines.build(&prepared, &graphs, &mut writer, &mut manifest, progress)?;
+        clock.lap("build engines");
+    }
     progress.begin("digesting sources", None);
-    let sources = manifest::sources(&inputs, progress)?;
+    manifest.sources = manifest::sources(&inputs, progress)?;
     clock.lap("digest sources");
-    let manifest = manifest::build(&prepared, choices, &tokenizer, sources)?;
     if progress.cancelled() {
         return Err(CompileError::Interrupted);
     }
@@ -302,12 +328,12 @@ fn write_weights(
 /// Writes every stage as an ONNX file, and the weights and tokenizer that the engine file holds beside them.
 fn emit(prepared: &Prepared<'_>, engine: &Path, folder: &Path) -> Result<(), CompileError> {
     let file = EngineFile::open(engine)?;
-    let graph = |path: &str| prepared.stages.iter().find(|stage| manifest::graph_entry(&stage.name) == path);
-    for entry in &file.manifest().entries {
-        match graph(&entry.path) {
-            Some(stage) => put(&folder.join(&entry.path), &prepared.onnx(stage)?)?,
-            None => put(&folder.join(&entry.path), file.bytes(&entry.path)?)?,
-        }
+    let graphs: BTreeSet<&String> = file.manifest().stages.iter().map(|stage| &stage.graph).collect();
+    for stage in &prepared.stages {
+        put(&folder.join(manifest::graph_entry(&stage.name, Target::Cpu)), &prepared.onnx(stage)?)?;
+    }
+    for entry in file.manifest().entries.iter().filter(|entry| !graphs.contains(&entry.path)) {
+        put(&folder.join(&entry.path), file.bytes(&entry.path)?)?;
     }
     Ok(())
 }

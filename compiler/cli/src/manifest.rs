@@ -6,8 +6,8 @@ use turbo_models::dit::{Attention, Linear, PvType, keep_blocks};
 use turbo_models::vae;
 
 use crate::CompileError;
-use crate::choices::{Choices, Sampler};
-use crate::compile::{Prepared, Progress, entry_of};
+use crate::choices::{Choices, Sampler, Target};
+use crate::compile::{Prepared, Progress};
 use crate::inputs::Inputs;
 use crate::resolve::VAE_STRIDE;
 use crate::stages::{Source, Stage, expert_name};
@@ -18,9 +18,12 @@ pub(crate) const TOKENIZER_ENTRY: &str = "tokenizer.json";
 /// Oldest ONNX Runtime that has every operator the graphs use and the API the runtime speaks.
 const MIN_ONNXRUNTIME: &str = "1.23";
 
-/// Entry of a stage's graph. It lies beside the folder of weights, as ONNX external data asks.
-pub(crate) fn graph_entry(stage: &str) -> String {
-    format!("{stage}.onnx")
+/// Entry of a stage's graph or plan. A graph lies beside the folder of weights, as ONNX external data asks.
+pub(crate) fn graph_entry(stage: &str, target: Target) -> String {
+    match target {
+        Target::Cpu => format!("{stage}.onnx"),
+        Target::Trt => format!("{stage}.plan"),
+    }
 }
 
 /// Names, sizes and digests of the files that were read.
@@ -36,12 +39,11 @@ pub(crate) fn sources(inputs: &Inputs, progress: &dyn Progress) -> Result<Vec<fi
     Ok(list)
 }
 
-/// Everything that the runtime has to know.
+/// Everything that the runtime has to know, but for the sources' digests and what building engines tells.
 pub(crate) fn build(
     prepared: &Prepared<'_>,
     choices: &Choices,
     tokenizer: &[u8],
-    sources: Vec<file::Source>,
 ) -> Result<file::Manifest, CompileError> {
     let plan = &prepared.plan;
     let experts = 1 + usize::from(plan.boundary.is_some());
@@ -59,6 +61,7 @@ pub(crate) fn build(
         backend: file::Backend {
             kind: file::BackendKind::OnnxRuntimeCpu,
             min_version: MIN_ONNXRUNTIME.to_string(),
+            gpu: None,
         },
         ops: ops(&prepared.stages),
         recipe: recipe(plan),
@@ -98,10 +101,10 @@ pub(crate) fn build(
             boundary: plan.boundary,
         },
         tokenizer: file::Tokenizer { entry: TOKENIZER_ENTRY.to_string(), pad_id: pad_id(plan, tokenizer)? },
-        stages: prepared.stages.iter().map(|stage| describe(stage, experts == 2)).collect(),
+        stages: prepared.stages.iter().map(|stage| describe(prepared, stage)).collect(),
         experts: file::Experts { high: expert(0), low: (experts == 2).then(|| expert(1)) },
         entries: Vec::new(),
-        sources,
+        sources: Vec::new(),
         licence: choices.licence.clone(),
     })
 }
@@ -147,7 +150,7 @@ fn recipe(plan: &crate::resolve::Plan) -> file::Recipe {
     }
 }
 
-fn describe(stage: &Stage, two_experts: bool) -> file::Stage {
+fn describe(prepared: &Prepared<'_>, stage: &Stage) -> file::Stage {
     let graph = &stage.graph;
     let ports = |values: &[Value], prefix: &str| {
         let own = |v: &&Value| !graph.value_name(**v).starts_with(prefix);
@@ -155,8 +158,8 @@ fn describe(stage: &Stage, two_experts: bool) -> file::Stage {
     };
     file::Stage {
         name: stage.name.clone(),
-        graph: graph_entry(&stage.name),
-        weights: vec![entry_of(stage.weights, two_experts)],
+        graph: graph_entry(&stage.name, prepared.plan.target),
+        weights: vec![prepared.entry(stage)],
         inputs: ports(graph.inputs(), "state."),
         outputs: ports(graph.outputs(), "next."),
         state: (stage.state.iter())
@@ -165,28 +168,34 @@ fn describe(stage: &Stage, two_experts: bool) -> file::Stage {
                 name: state.name.clone(),
                 input: format!("state.{}", state.name),
                 output: format!("next.{}", state.name),
-                dtype: file::DType::F32,
+                dtype: (graph.find(&format!("next.{}", state.name)))
+                    .map_or(file::DType::F32, |value| dtype(graph.dtype(value))),
                 shape: state.shape.iter().map(|&d| d as u64).collect(),
             })
             .collect(),
         peak_memory_bytes: None,
+        activation_bytes: None,
     }
 }
 
 fn tensor(graph: &Graph, value: Value) -> file::Tensor {
     file::Tensor {
         name: graph.value_name(value).to_string(),
-        dtype: match graph.dtype(value) {
-            DType::F32 => file::DType::F32,
-            DType::F16 => file::DType::F16,
-            DType::Bf16 => file::DType::Bf16,
-            DType::I64 => file::DType::I64,
-            DType::I32 => file::DType::I32,
-            DType::I8 => file::DType::I8,
-            DType::U8 | DType::F8E4M3 => file::DType::U8,
-            DType::Bool => file::DType::Bool,
-        },
+        dtype: dtype(graph.dtype(value)),
         shape: graph.shape(value).iter().map(|&d| d as u64).collect(),
+    }
+}
+
+fn dtype(dtype: DType) -> file::DType {
+    match dtype {
+        DType::F32 => file::DType::F32,
+        DType::F16 => file::DType::F16,
+        DType::Bf16 => file::DType::Bf16,
+        DType::I64 => file::DType::I64,
+        DType::I32 => file::DType::I32,
+        DType::I8 => file::DType::I8,
+        DType::U8 | DType::F8E4M3 => file::DType::U8,
+        DType::Bool => file::DType::Bool,
     }
 }
 

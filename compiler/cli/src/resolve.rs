@@ -5,7 +5,7 @@ use turbo_models::dit::{self, Attention, LatentSize, Linear, MAX_GRID, PvType, R
 use turbo_models::{umt5, vae};
 
 use crate::CompileError;
-use crate::choices::{Choices, Flavor, Sampler, Size};
+use crate::choices::{Choices, Flavor, Sampler, Size, Target};
 use crate::inputs::Inputs;
 
 /// Pixels per latent along time, height and width.
@@ -20,6 +20,8 @@ pub struct Plan {
     pub text_encoder: umt5::Config,
     /// VAE sizes.
     pub vae: vae::Config,
+    /// What executes the engine file.
+    pub target: Target,
     /// Precision and attention.
     pub recipe: Recipe,
     /// Custom ops or standard operators.
@@ -104,9 +106,16 @@ impl Plan {
                 "give a time between 0 and 1, such as 0.9",
             ));
         }
+        let target = choices.target.unwrap_or(Target::Cpu);
+        let flavor = choices.flavor.unwrap_or(Flavor::Custom);
+        if target == Target::Trt && flavor == Flavor::Standard {
+            let what = "TensorRT engines use the custom ops, --flavor standard writes them out";
+            return Err(CompileError::usage(what, "leave --flavor out, or use --target cpu"));
+        }
         Ok(Plan {
+            target,
             recipe,
-            flavor: choices.flavor.unwrap_or(Flavor::Custom),
+            flavor,
             size,
             frames,
             fps: choices.fps.or_else(|| video("fps").and_then(|n| u32::try_from(n).ok())).unwrap_or(16),
@@ -124,6 +133,7 @@ impl Plan {
     /// The choices that repeat this compile, nothing left to defaults.
     pub fn choices(&self, given: &Choices) -> Choices {
         Choices {
+            target: Some(self.target),
             attention: Some(self.recipe.attention),
             topk: Some(self.recipe.topk),
             tiling: Some(self.recipe.tiling),

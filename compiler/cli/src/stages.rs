@@ -1,11 +1,11 @@
 //! The stages of a plan as graphs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use turbo_graph::{DType, Graph, GraphError, Payload};
 use turbo_models::{Params, Weights, dit, umt5, vae};
 
-use crate::choices::Flavor;
+use crate::choices::{Flavor, Target};
 use crate::resolve::Plan;
 
 /// One network with static shapes, ready to be written.
@@ -68,8 +68,7 @@ pub fn build(plan: &Plan, networks: &Networks<'_>) -> Result<Vec<Stage>, (Source
         stages.push(Stage { name: name.to_string(), graph, weights, state });
         Ok::<(), (Source, GraphError)>(())
     };
-    // The CPU computes in f32; weights keep their stored types and are widened where they are used.
-    let params = |weights| Params::new(weights, DType::F32);
+    let params = |weights| params(plan.target, weights);
 
     let text = params(networks.text_encoder);
     let encoder = umt5::text_encoder(&plan.text_encoder, text, BATCH, plan.dit.text_len);
@@ -95,14 +94,31 @@ pub fn build(plan: &Plan, networks: &Networks<'_>) -> Result<Vec<Stage>, (Source
     Ok(stages)
 }
 
+/// The CPU computes in f32; weights keep their stored types and are widened where they are used. A GPU computes in
+/// bf16, and TensorRT takes each weight as it is used, because it is supplied when the engine is loaded.
+fn params(target: Target, weights: &dyn Weights) -> Params<'_> {
+    match target {
+        Target::Cpu => Params::new(weights, DType::F32),
+        Target::Trt => Params::converted(weights, DType::Bf16),
+    }
+}
+
+/// As [`params`]. TensorRT convolves f16 in three dimensions, but not bf16.
+fn vae_params(target: Target, weights: &dyn Weights) -> Params<'_> {
+    match target {
+        Target::Cpu => params(target, weights),
+        Target::Trt => params(target, weights).in_type(DType::F16),
+    }
+}
+
 fn vae_decoder(plan: &Plan, weights: &dyn Weights, first: bool) -> Result<vae::Stage, GraphError> {
-    let params = Params::new(weights, DType::F32);
+    let params = vae_params(plan.target, weights);
     let stats = (&vae::LATENT_MEAN[..], &vae::LATENT_STD[..]);
     vae::decoder(&plan.vae, params, stats, plan.latent.height, plan.latent.width, first)
 }
 
 fn vae_encoder(plan: &Plan, weights: &dyn Weights, first: bool) -> Result<vae::Stage, GraphError> {
-    let params = Params::new(weights, DType::F32);
+    let params = vae_params(plan.target, weights);
     let stats = (&vae::LATENT_MEAN[..], &vae::LATENT_STD[..]);
     vae::encoder(&plan.vae, params, stats, plan.size.height, plan.size.width, first)
 }
@@ -125,6 +141,19 @@ pub fn encoder_weights(plan: &Plan, vae: &dyn Weights) -> Result<BTreeSet<String
         names.extend(weight_names(&stage.graph));
     }
     Ok(names)
+}
+
+/// Type and shape of the stored weights as graphs have them.
+pub fn weight_forms<'g>(graphs: impl Iterator<Item = &'g Graph>) -> BTreeMap<String, (DType, Vec<usize>)> {
+    let forms = |graph: &'g Graph| {
+        graph.initializers().iter().filter_map(|i| match &i.payload {
+            Payload::Weight(name) => {
+                Some((name.clone(), (graph.dtype(i.value), graph.shape(i.value).to_vec())))
+            }
+            Payload::Inline(_) => None,
+        })
+    };
+    graphs.flat_map(forms).collect()
 }
 
 /// Names of the stored weights that a graph uses.

@@ -118,6 +118,7 @@ impl Manifest {
         let min_version = &self.backend.min_version;
         let plain = major_minor(min_version).is_some_and(|(a, b)| format!("{a}.{b}") == *min_version);
         require(plain, "backend.min_version", "MAJOR.MINOR", min_version)?;
+        self.check_gpu()?;
         let mut ops = Unique::default();
         for (i, op) in self.ops.iter().enumerate() {
             ops.add(&format!("ops[{i}].name"), &op.name)?;
@@ -139,6 +140,23 @@ impl Manifest {
             Some(licence) => text("licence", licence, MAX_LICENCE),
             None => Ok(()),
         }
+    }
+
+    fn check_gpu(&self) -> Result<()> {
+        let needed = self.backend.kind == BackendKind::TensorRt;
+        let gpu = &self.backend.gpu;
+        let expected = if needed { "the GPU of the plans" } else { "none, because no GPU is used" };
+        require(gpu.is_some() == needed, "backend.gpu", expected, gpu)?;
+        let Some(gpu) = gpu else { return Ok(()) };
+        text("backend.gpu.name", &gpu.name, MAX_TEXT)?;
+        let numbers = |text: &str| text.split('.').map(|n| n.parse::<u32>().ok()).collect::<Option<Vec<_>>>();
+        for (field, version, parts) in
+            [("backend.gpu.tensorrt", &gpu.tensorrt, 3), ("backend.gpu.cuda", &gpu.cuda, 2)]
+        {
+            let whole = numbers(version).is_some_and(|list| list.len() == parts);
+            require(whole, field, format!("{parts} numbers joined by dots"), version)?;
+        }
+        Ok(())
     }
 
     fn check_model(&self) -> Result<()> {

@@ -62,6 +62,24 @@ pub struct Backend {
     pub kind: BackendKind,
     /// Oldest version that will do, as `MAJOR.MINOR`; newer minor versions will do as well.
     pub min_version: String,
+    /// The GPU that the plans were built for; present with TensorRT only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
+}
+
+/// What a TensorRT plan is bound to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    /// Name of the GPU on which the plans were built, such as `NVIDIA H200`.
+    pub name: String,
+    /// Its compute capability, major and minor: plans run on this one only.
+    pub compute_capability: [u32; 2],
+    /// The version of TensorRT that built the plans, `MAJOR.MINOR.PATCH`: plans run with this one only.
+    pub tensorrt: String,
+    /// The CUDA version, `MAJOR.MINOR`, that the driver must support.
+    pub cuda: String,
 }
 
 /// The backends.
@@ -71,6 +89,9 @@ pub enum BackendKind {
     /// ONNX Runtime on the CPU; the graphs are ONNX models.
     #[serde(rename = "onnxruntime-cpu")]
     OnnxRuntimeCpu,
+    /// TensorRT on an NVIDIA GPU; the graphs are plans without their weights.
+    #[serde(rename = "tensorrt")]
+    TensorRt,
 }
 
 /// A custom op that the graphs use. An op's version changes whenever its meaning, inputs or attributes do.
@@ -274,7 +295,8 @@ pub struct Stage {
     pub name: String,
     /// Entry with the network.
     pub graph: String,
-    /// Entries with its weights, safetensors files; the graph takes each weight as an input of its name.
+    /// Entries with its weights, safetensors files. An ONNX graph takes each weight as an input of its name; a plan
+    /// is completed with those that it names.
     pub weights: Vec<String>,
     /// What the caller feeds, state aside.
     pub inputs: Vec<Tensor>,
@@ -285,6 +307,10 @@ pub struct Stage {
     /// Most memory that one run of the stage needs, weights included, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_memory_bytes: Option<u64>,
+    /// GPU memory for what a run computes on the way; stages that do not run at the same time share it. Present with
+    /// TensorRT only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation_bytes: Option<u64>,
 }
 
 /// An input or output.
@@ -427,6 +453,11 @@ impl Manifest {
     /// The stage of that name.
     pub fn stage(&self, name: &str) -> Option<&Stage> {
         self.stages.iter().find(|stage| stage.name == name)
+    }
+
+    /// The expert for high noise, or for low noise where there is one.
+    pub fn expert(&self, low: bool) -> &Expert {
+        self.experts.low.as_ref().filter(|_| low).unwrap_or(&self.experts.high)
     }
 
     /// The entry at that path.

@@ -92,6 +92,21 @@ impl Writer {
         self.give_up_on_error(result)
     }
 
+    /// The temporary file with everything that was added so far, and the offset of an entry's content in it, for
+    /// readers that need what is already written; `None` for an entry that was not added.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if what is still held back cannot be written.
+    pub fn written(&mut self, entry: &str) -> Result<Option<(PathBuf, u64)>> {
+        let target = &self.target;
+        let found = self.entries.iter().find(|written| written.entry.path == entry);
+        let (Some(file), Some(found)) = (&mut self.file, found) else { return Ok(None) };
+        file.flush().map_err(|cause| Error::io("write", target, cause))?;
+        let header = Header { name: entry, crc: 0, bytes: found.entry.bytes, offset: found.offset };
+        let content = found.offset + layout::local(&header).len() as u64;
+        Ok(Some((file.get_ref().path().to_path_buf(), content)))
+    }
+
     /// Writes the manifest, with [`Manifest::entries`] filled in, and gives the file its name.
     ///
     /// # Errors

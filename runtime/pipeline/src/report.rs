@@ -37,4 +37,7 @@ pub struct Report {
     pub total_seconds: f64,
     /// Highest resident memory of the process in bytes, mapped weights included, where the system tells.
     pub peak_memory_bytes: Option<u64>,
+    /// Most GPU memory in use at once in bytes, where a GPU was used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_gpu_memory_bytes: Option<u64>,
 }

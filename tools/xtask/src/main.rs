@@ -4,6 +4,7 @@ mod audit;
 mod bench;
 mod demo;
 mod r#gen;
+mod gpu;
 mod python;
 mod suite;
 
@@ -53,6 +54,21 @@ enum Chore {
     Audit,
     /// Put ONNX Runtime's library under target/onnxruntime
     Onnxruntime,
+    /// Put what compiles the GPU libraries under target/toolchain, where CUDA or TensorRT is not installed
+    Toolchain {
+        /// nvcc and TensorRT's headers
+        #[arg(long, required = true)]
+        gpu: bool,
+    },
+    /// Compile the GPU libraries into target/gpu/lib and write target/gpu/resources.md
+    Gpu {
+        /// Architectures, such as 90a [default: 80,90a,120a]
+        #[arg(long, value_delimiter = ',')]
+        arch: Vec<String>,
+        /// All architectures, and PTX for later ones
+        #[arg(long, conflicts_with = "arch")]
+        release: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -65,6 +81,8 @@ fn main() -> ExitCode {
         Chore::Fuzz { seconds } => suite::fuzz(seconds),
         Chore::Audit => audit::run(),
         Chore::Onnxruntime => python::onnxruntime().map(|path| println!("{}", path.display())),
+        Chore::Toolchain { gpu: _ } => gpu::toolchain().map(|tools| println!("{tools}")),
+        Chore::Gpu { arch, release } => gpu::build(&arch, release),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

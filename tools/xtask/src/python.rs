@@ -13,7 +13,8 @@ const ONNXRUNTIME: &str = "onnxruntime==1.32.0";
 /// Packages of the environment in which emitted ONNX files are checked.
 const CHECKERS: [&str; 3] = ["onnx==1.20.0", "numpy", "ml_dtypes"];
 
-fn python() -> String {
+/// The Python that is installed.
+pub fn python() -> String {
     std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_string())
 }
 

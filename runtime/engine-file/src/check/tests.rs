@@ -234,7 +234,7 @@ fn the_largest_numbers_do_not_overflow() {
 
 #[test]
 fn backend_versions_compare_as_numbers() {
-    let backend = Backend { kind: BackendKind::OnnxRuntimeCpu, min_version: "1.22".into() };
+    let backend = Backend { kind: BackendKind::OnnxRuntimeCpu, min_version: "1.22".into(), gpu: None };
     for version in ["1.22", "1.22.1", "1.100.0", "1.23.0-dev"] {
         assert!(backend.accepts(version), "{version}");
     }

@@ -1,0 +1,300 @@
+//! Times of the kernels at the sizes of Wan's blocks.
+
+use anyhow::Result;
+use half::bf16;
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use turbo_ops::{Attrs, Case, Dims, Op, Rng, TensorDef, find};
+
+use crate::check::{arguments, input_shapes, output_shapes};
+use crate::elements::{Element, attrs_for};
+use crate::library::Library;
+use crate::memory::Block;
+use crate::node::{Call, Node};
+
+/// Runs of a kernel; the median counts.
+const RUNS: usize = 20;
+/// Bytes of random data, repeated to fill a tensor: more than any L2 cache holds.
+const CHUNK: usize = 64 << 20;
+/// Tokens of the longest prompt.
+const PROMPT: usize = 512;
+
+/// A model at a size of video.
+struct Model {
+    name: &'static str,
+    tokens: usize,
+    width: usize,
+    heads: usize,
+    ffn: usize,
+}
+
+const MODELS: [Model; 2] = [
+    Model { name: "1.3B 480p", tokens: 32760, width: 1536, heads: 12, ffn: 8960 },
+    Model { name: "14B 720p", tokens: 75600, width: 5120, heads: 40, ffn: 13824 },
+];
+
+/// Something to time.
+struct Bench {
+    op: &'static Op,
+    model: &'static str,
+    form: String,
+    case: Case,
+    /// Multiplications and additions; none for what memory alone bounds.
+    operations: Option<f64>,
+}
+
+/// What was measured.
+pub struct Timing {
+    op: &'static str,
+    model: &'static str,
+    form: String,
+    result: Result<Figures>,
+}
+
+struct Figures {
+    /// Microseconds, ascending.
+    times: Vec<f32>,
+    operations: Option<f64>,
+    /// Bytes of inputs and outputs.
+    traffic: usize,
+    workspace: usize,
+}
+
+impl Timing {
+    /// Whether the kernel ran.
+    pub fn ok(&self) -> bool {
+        self.result.is_ok()
+    }
+
+    /// A row of the table.
+    pub fn line(&self) -> String {
+        let head = format!("{:<10} {:<25} {:<34}", self.model, self.op, self.form);
+        match &self.result {
+            Ok(figures) => {
+                let (rate, unit) = figures.rate();
+                let workspace = figures.workspace as f64 / f64::from(1 << 20);
+                format!("{head} {:>11.1} us {rate:>8.1} {unit} {workspace:>8.1} MiB", figures.median())
+            }
+            Err(error) => format!("{head} FAILED {error:#}"),
+        }
+    }
+
+    /// All figures.
+    pub fn to_json(&self) -> Value {
+        let mut value = json!({ "op": self.op, "model": self.model, "form": self.form });
+        match &self.result {
+            Ok(figures) => {
+                let (rate, unit) = figures.rate();
+                value["median_us"] = json!(figures.median());
+                value["min_us"] = json!(figures.times.first());
+                value["max_us"] = json!(figures.times.last());
+                value["rate"] = json!(rate);
+                value["unit"] = json!(unit);
+                value["workspace_bytes"] = json!(figures.workspace);
+            }
+            Err(error) => value["error"] = json!(format!("{error:#}")),
+        }
+        value
+    }
+}
+
+impl Figures {
+    fn median(&self) -> f32 {
+        self.times.get(self.times.len() / 2).copied().unwrap_or(f32::NAN)
+    }
+
+    fn rate(&self) -> (f64, &'static str) {
+        let seconds = f64::from(self.median()) * 1e-6;
+        match self.operations {
+            Some(operations) => (operations / seconds * 1e-12, "TOPS"),
+            None => (self.traffic as f64 / seconds * 1e-9, "GB/s"),
+        }
+    }
+}
+
+/// Times every kernel, or those of one op; `report` hears of each at once.
+///
+/// # Errors
+/// The device is lost.
+pub fn run(library: &Library, op: Option<&str>, mut report: impl FnMut(&Timing)) -> Result<Vec<Timing>> {
+    let mut timings = Vec::new();
+    for bench in MODELS.iter().flat_map(benches).filter(|bench| op.is_none_or(|name| name == bench.op.name)) {
+        let result = time(library, &bench);
+        let timing = Timing { op: bench.op.name, model: bench.model, form: bench.form, result };
+        report(&timing);
+        if !timing.ok() {
+            library.synchronize()?;
+        }
+        timings.push(timing);
+    }
+    Ok(timings)
+}
+
+/// What a block of a model runs, and forms of attention beside the ones that it uses.
+fn benches(model: &Model) -> Vec<Bench> {
+    let &Model { name, tokens: l, width: c, heads, ffn } = model;
+    let mut all = Vec::new();
+    let mut add =
+        |op: &str, form: &str, attrs: Attrs, axes: &[(&'static str, usize)], operations: Option<f64>| {
+            let case = Case { name: form.to_string(), attrs, dims: Dims::of(axes), seed: 1, tol: Vec::new() };
+            if let Some(op) = find(op) {
+                all.push(Bench { op, model: name, form: form.to_string(), case, operations });
+            }
+        };
+    let tokens = [("b", 1), ("l", l), ("c", c)];
+    let and = |more: &[(&'static str, usize)]| [&tokens, more].concat();
+    let kind = |kind: &str| Attrs::new().choice("kind", kind).float("eps", 1e-6);
+    let with_heads = Attrs::new().int("heads", heads);
+    for word in ["layer", "rms"] {
+        add("TurboNorm", word, kind(word), &and(&[("g", 1)]), None);
+    }
+    add("TurboNormQuantize", "layer", kind("layer"), &and(&[("g", 1)]), None);
+    add("TurboNormRope", "", with_heads.clone().float("eps", 1e-6), &tokens, None);
+    for k in [c, ffn] {
+        add("TurboQuantize", &format!("k={k}"), Attrs::new(), &[("m", l), ("k", k)], None);
+    }
+    let linear = |n: usize, k: usize| {
+        let axes = vec![("m", l), ("n", n), ("k", k), ("g", 1)];
+        (format!("n={n} k={k}"), axes, Some(2.0 * (l * n * k) as f64))
+    };
+    let (none, gelu) =
+        (Attrs::new().choice("activation", "none"), Attrs::new().choice("activation", "gelu_tanh"));
+    let (form, axes, operations) = linear(c, c);
+    add("TurboW8A8Linear", &form, none.choice("dtype", "bf16"), &axes, operations);
+    add("TurboW8A8LinearResidual", &form, Attrs::new(), &axes, operations);
+    let (form, axes, operations) = linear(ffn, c);
+    add("TurboW8A8Linear", &format!("{form} gelu"), gelu.clone().choice("dtype", "bf16"), &axes, operations);
+    add("TurboW8A8LinearQuantize", &format!("{form} gelu"), gelu, &axes, operations);
+    let (form, axes, operations) = linear(c, ffn);
+    add("TurboW8A8LinearResidual", &form, Attrs::new(), &axes, operations);
+
+    let dense = |keys: usize| Some(4.0 * (l * keys * c) as f64);
+    // Features times values, queries times that, and the projection.
+    let linear_branch = 6.0 * (l * c * (c / heads)) as f64;
+    for [block_q, block_k] in [[128, 64], [64, 128]] {
+        let tiling = format!("{block_q}x{block_k}");
+        let tiled = with_heads.clone().int("block_q", block_q).int("block_k", block_k);
+        let keep = (l.div_ceil(block_k) / 10).max(1);
+        let sparse = dense(keep * block_k).map(|operations| operations + linear_branch);
+        add("TurboBlockMap", &format!("{tiling} top 0.1"), tiled.clone().int("keep", keep), &tokens, None);
+        add("TurboSla", &format!("{tiling} top 0.1"), tiled.clone(), &and(&[("keep", keep)]), sparse);
+        for pv in ["fp8", "f16"] {
+            let attrs = tiled.clone().choice("pv", pv);
+            let form = format!("{tiling} {pv}");
+            add("TurboSageSla", &format!("{form} top 0.1"), attrs.clone(), &and(&[("keep", keep)]), sparse);
+            add("TurboSageAttention", &form, attrs, &and(&[("s", l)]), dense(l));
+        }
+    }
+    add("TurboAttention", "self", with_heads.clone(), &and(&[("s", l)]), dense(l));
+    add("TurboAttention", "cross", with_heads, &and(&[("s", PROMPT)]), dense(PROMPT));
+    all
+}
+
+fn time(library: &Library, bench: &Bench) -> Result<Figures> {
+    let Bench { op, case, operations, .. } = bench;
+    let activation = Element::Bf16;
+    let in_shapes = input_shapes(op, case)?;
+    let attrs = attrs_for(op, &case.attrs, activation);
+    let out_shapes = output_shapes(op, case, &in_shapes)?;
+    let bytes = |def: &TensorDef, shape: &[usize]| {
+        shape.iter().product::<usize>() * Element::of(def.ty, activation).size()
+    };
+    let node = Node::new(library, op, &attrs, activation)?;
+    let sizes = Call::new(
+        &arguments(op.inputs, activation, &in_shapes, None),
+        &arguments(op.outputs, activation, &out_shapes, None),
+        None,
+    )?;
+    let needed = node.prepare(&sizes)?;
+    let inputs: Vec<Block<'_>> = (op.inputs.iter().zip(&in_shapes))
+        .map(|(def, shape)| {
+            let block = Block::new(library, bytes(def, shape))?;
+            match Element::of(def.ty, activation) {
+                Element::I32 => block.upload(&block_map(case, shape))?,
+                element => block.tile(&random(element, bytes(def, shape).min(CHUNK)))?,
+            }
+            Ok(block)
+        })
+        .collect::<Result<_>>()?;
+    let outputs: Vec<Block<'_>> = (op.outputs.iter().zip(&out_shapes))
+        .map(|(def, shape)| Block::new(library, bytes(def, shape)))
+        .collect::<Result<_>>()?;
+    let workspace = Block::new(library, needed)?;
+    let call = Call::new(
+        &arguments(op.inputs, activation, &in_shapes, Some(&inputs)),
+        &arguments(op.outputs, activation, &out_shapes, Some(&outputs)),
+        Some(&workspace),
+    )?;
+    let mut times = node.time(&call, RUNS)?;
+    times.sort_by(f32::total_cmp);
+    let traffic = inputs.iter().chain(&outputs).map(Block::bytes).sum();
+    Ok(Figures { times, operations: *operations, traffic, workspace: needed })
+}
+
+/// Random elements: normal activations, small positive f32 (scales, weights), any i8.
+fn random(element: Element, bytes: usize) -> Vec<u8> {
+    let mut data = vec![0; bytes];
+    data.par_chunks_mut(1 << 16).enumerate().for_each(|(i, part)| {
+        let mut rng = Rng::new(i as u64);
+        for value in part.chunks_mut(element.size()) {
+            match element {
+                Element::Bf16 => value.copy_from_slice(&bf16::from_f64(rng.normal()).to_le_bytes()),
+                Element::F32 => value.copy_from_slice(&(0.02 * (0.5 + rng.uniform()) as f32).to_le_bytes()),
+                _ => value.fill(rng.bits() as u8),
+            }
+        }
+    });
+    data
+}
+
+/// Kept key blocks of every query block, ascending: one from each of `keep` equal parts.
+fn block_map(case: &Case, shape: &[usize]) -> Vec<u8> {
+    let key_blocks = case.dims.get("l").div_ceil(case.attrs.get_int("block_k").max(1));
+    let keep = shape.last().copied().unwrap_or(1).max(1);
+    let mut rng = Rng::new(5);
+    let part = |i: usize| i % keep * key_blocks / keep..(i % keep + 1) * key_blocks / keep;
+    let lut: Vec<i32> = (0..shape.iter().product::<usize>())
+        .map(|i| (part(i).start + (rng.bits() % part(i).len().max(1) as u64) as usize) as i32)
+        .collect();
+    bytemuck::cast_slice(&lut).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_op_is_timed_at_sizes_that_fit_its_definition() {
+        for model in &MODELS {
+            let all = benches(model);
+            for op in turbo_ops::ALL {
+                assert!(all.iter().any(|bench| bench.op.name == op.name), "{}", op.name);
+            }
+            for bench in &all {
+                let inputs = input_shapes(bench.op, &bench.case).unwrap();
+                output_shapes(bench.op, &bench.case, &inputs).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn block_maps_ascend_within_bounds() {
+        let attrs = Attrs::new().int("block_k", 64);
+        let case =
+            Case { name: String::new(), attrs, dims: Dims::of(&[("l", 1000)]), seed: 0, tol: Vec::new() };
+        let bytes = block_map(&case, &[1, 2, 50, 5]);
+        let lut = crate::elements::decode(&bytes, &[500], Element::I32);
+        let lut = lut.as_i32();
+        assert_eq!(lut.len(), 500);
+        assert!(lut.chunks(5).all(|row| row.is_sorted_by(|a, b| a < b) && row[0] >= 0 && row[4] < 16));
+    }
+
+    #[test]
+    fn random_elements_are_finite() {
+        for element in [Element::Bf16, Element::F32] {
+            let bytes = random(element, 4000);
+            let tensor = crate::elements::decode(&bytes, &[4000 / element.size()], element);
+            assert!(tensor.to_f64().iter().all(|x| x.is_finite() && x.abs() < 20.0));
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Cases at the sizes of Wan and at the edges of tiles, too large for the f64 references.
+
+use turbo_ops::{Attrs, Case, Dims, Op};
+
+/// Tokens of the cases of ops that work by rows: no multiple of a tile.
+const ROWS: usize = 1000;
+/// Widths of Wan's blocks and their number of heads.
+const WIDTHS: [(usize, usize); 2] = [(1536, 12), (5120, 40)];
+/// Rows of the linears: one, and around a tile.
+const LINEAR_ROWS: [usize; 4] = [1, 127, 129, ROWS];
+/// Outputs and inputs of the linears: Wan's, and what is no multiple of a tile or even of 16 bytes.
+const LINEARS: [[usize; 2]; 10] = [
+    [1536, 1536],
+    [8960, 1536],
+    [1536, 8960],
+    [5120, 5120],
+    [8960, 5120],
+    [1536, 200],
+    [200, 1536],
+    [1536, 17],
+    [17, 1536],
+    [17, 200],
+];
+/// Rows of a query and a key block.
+const TILINGS: [[usize; 2]; 2] = [[128, 64], [64, 128]];
+
+/// The large cases of an op.
+pub fn model_cases(op: &Op) -> Vec<Case> {
+    match op.name {
+        "TurboNorm" | "TurboNormQuantize" => norms(op),
+        "TurboNormRope" => ropes(op),
+        "TurboQuantize" => quantize(op),
+        "TurboAttention" | "TurboSageAttention" => dense(op),
+        "TurboBlockMap" => sparse(op, 5000, 12),
+        "TurboSla" | "TurboSageSla" => sparse(op, 2000, 3),
+        _ => linears(op),
+    }
+}
+
+/// A case named by its sizes; its tolerances are those of the op's own cases with the same type of probabilities.
+fn case(op: &Op, attrs: Attrs, axes: &[(&'static str, usize)]) -> Case {
+    let own = (op.cases)();
+    let alike = own.iter().find(|case| case.attrs.get("pv") == attrs.get("pv"));
+    let mut name = "model".to_string();
+    axes.iter().for_each(|(axis, size)| name += &format!(" {axis}={size}"));
+    for attr in ["kind", "activation", "block_q", "pv"] {
+        match attrs.get(attr) {
+            Some(turbo_ops::AttrValue::Choice(word)) => name += &format!(" {word}"),
+            Some(turbo_ops::AttrValue::Int(value)) => name += &format!(" {attr}={value}"),
+            _ => {}
+        }
+    }
+    let tol = alike.map(|case| case.tol.clone()).unwrap_or_default();
+    Case { name, attrs, dims: Dims::of(axes), seed: 77, tol }
+}
+
+fn norms(op: &Op) -> Vec<Case> {
+    let mut all = Vec::new();
+    for kind in ["layer", "rms"] {
+        let attrs = Attrs::new().choice("kind", kind).float("eps", 1e-6);
+        for (c, _) in WIDTHS {
+            for [b, l, g] in [[1, ROWS, 1], [2, 333, 2], [2, 333, 1]] {
+                all.push(case(op, attrs.clone(), &[("b", b), ("l", l), ("c", c), ("g", g)]));
+            }
+        }
+    }
+    all
+}
+
+fn ropes(op: &Op) -> Vec<Case> {
+    let size = |(c, heads): (usize, usize)| {
+        [[1, ROWS], [2, 333]].map(|[b, l]| {
+            let attrs = Attrs::new().int("heads", heads).float("eps", 1e-6);
+            case(op, attrs, &[("b", b), ("l", l), ("c", c)])
+        })
+    };
+    WIDTHS.into_iter().flat_map(size).collect()
+}
+
+fn quantize(op: &Op) -> Vec<Case> {
+    let sizes = [[ROWS, 1536], [ROWS, 5120], [ROWS, 8960], [999, 1537], [1, 5120]];
+    sizes.map(|[m, k]| case(op, Attrs::new(), &[("m", m), ("k", k)])).into()
+}
+
+fn linears(op: &Op) -> Vec<Case> {
+    let has = |name: &str| op.attrs.iter().any(|def| def.name == name);
+    let mut all = Vec::new();
+    for (i, [n, k]) in LINEARS.into_iter().enumerate() {
+        for (j, m) in LINEAR_ROWS.into_iter().enumerate() {
+            let mut attrs = Attrs::new();
+            let mut axes = vec![("m", m), ("n", n), ("k", k)];
+            if has("activation") {
+                attrs = attrs.choice("activation", ["none", "gelu_tanh"][(i + j) % 2]);
+            }
+            if has("dtype") {
+                attrs = attrs.choice("dtype", "f32");
+            }
+            if op.inputs.iter().any(|def| def.name == "gate") {
+                axes.push(("g", if m % 2 == 0 { 2 } else { 1 }));
+            }
+            all.push(case(op, attrs, &axes));
+        }
+    }
+    all
+}
+
+fn dense(op: &Op) -> Vec<Case> {
+    let mut all = Vec::new();
+    for [b, l, s, heads] in [[1, ROWS, 512, 12], [2, 333, 77, 2], [1, 777, 777, 3]] {
+        let axes = [("b", b), ("l", l), ("s", s), ("c", heads * 128)];
+        let attrs = Attrs::new().int("heads", heads);
+        all.extend(forms(op, attrs).into_iter().map(|attrs| case(op, attrs, &axes)));
+    }
+    all
+}
+
+/// Both tilings, a tenth of the key blocks and all of them, and a batch.
+fn sparse(op: &Op, l: usize, heads: usize) -> Vec<Case> {
+    let mut all = Vec::new();
+    for attrs in forms(op, Attrs::new().int("heads", heads)) {
+        let blocks = |l: usize| l.div_ceil(attrs.get_int("block_k"));
+        let (tenth, few) = ((blocks(l) / 10).max(1), blocks(l / 3).min(4));
+        for (b, l, keep) in [(1, l, tenth), (1, l, blocks(l)), (2, l / 3, few)] {
+            let mut attrs = attrs.clone();
+            if op.attrs.iter().any(|def| def.name == "keep") {
+                attrs = attrs.int("keep", keep);
+            }
+            all.push(case(op, attrs, &[("b", b), ("l", l), ("c", heads * 128), ("keep", keep)]));
+        }
+    }
+    all
+}
+
+/// Every tiling and type of probabilities, as far as the op has them.
+fn forms(op: &Op, attrs: Attrs) -> Vec<Attrs> {
+    let has = |name: &str| op.attrs.iter().any(|def| def.name == name);
+    if !has("block_q") {
+        return vec![attrs];
+    }
+    let tiled = TILINGS.map(|[q, k]| attrs.clone().int("block_q", q).int("block_k", k));
+    if !has("pv") {
+        return tiled.into();
+    }
+    tiled.iter().flat_map(|attrs| ["fp8", "f16"].map(|pv| attrs.clone().choice("pv", pv))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_op_has_large_cases_that_fit_its_definition() {
+        for op in turbo_ops::ALL {
+            let cases = model_cases(op);
+            assert!(!cases.is_empty(), "{}", op.name);
+            for case in &cases {
+                let shapes = crate::check::input_shapes(op, case).unwrap();
+                let views: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+                op.check(&case.attrs, &views).unwrap();
+                assert_eq!(case.tol.len(), op.outputs.len(), "{} {}", op.name, case.name);
+            }
+            let mut names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), cases.len(), "{}: names repeat", op.name);
+        }
+    }
+}

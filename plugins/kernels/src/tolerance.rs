@@ -1,0 +1,155 @@
+//! How far each output may be from the reference on a GPU.
+
+use turbo_ops::{Op, Tol};
+
+use crate::elements::Element;
+
+/// What is allowed of an output, by activation type.
+#[derive(Clone, Copy)]
+enum Bound {
+    /// Nothing, whatever the case says.
+    Exact,
+    /// What the case says.
+    Case,
+    /// What the case says, and this relative error more with bf16 and f16.
+    More { bf16: f64, f16: f64 },
+}
+
+/// Rounding to nearest moves a value by up to 2^-9 of it in bf16 and 2^-12 in f16; this is about two of those.
+const ROUNDED: Bound = Bound::More { bf16: 4e-3, f16: 6e-4 };
+
+struct Row {
+    op: &'static str,
+    output: &'static str,
+    bound: Bound,
+    because: &'static str,
+}
+
+const fn row(op: &'static str, output: &'static str, bound: Bound, because: &'static str) -> Row {
+    Row { op, output, bound, because }
+}
+
+/// Every output of every op.
+const TABLE: &[Row] = &[
+    row(
+        "TurboAttention",
+        "o",
+        Bound::More { bf16: 6e-3, f16: 6e-3 },
+        "tensor cores take the probabilities in 16 bits; the output is rounded",
+    ),
+    row(
+        "TurboBlockMap",
+        "lut",
+        Bound::Exact,
+        "pools are summed in f32 or better, the order of scores is the same",
+    ),
+    row("TurboNorm", "y", ROUNDED, "the output is rounded"),
+    row("TurboNormQuantize", "q", Bound::Case, "nothing between norm and quantisation is rounded to T"),
+    row("TurboNormQuantize", "s", Bound::Case, "scales are f32"),
+    row("TurboNormRope", "y", ROUNDED, "the output is rounded"),
+    row(
+        "TurboQuantize",
+        "q",
+        Bound::Exact,
+        "inputs are exact in every type, each step is one IEEE operation",
+    ),
+    row("TurboQuantize", "s", Bound::Exact, "a division by 128 is exact"),
+    row("TurboSageAttention", "o", ROUNDED, "the case allows for INT8 and FP8 steps; the output is rounded"),
+    row(
+        "TurboSageSla",
+        "o",
+        Bound::More { bf16: 6e-3, f16: 6e-3 },
+        "as TurboSageAttention, and tensor cores take the linear branch's features in 16 bits",
+    ),
+    row(
+        "TurboSla",
+        "o",
+        Bound::More { bf16: 8e-3, f16: 8e-3 },
+        "tensor cores take probabilities and the linear branch's features in 16 bits; the output is rounded",
+    ),
+    row("TurboW8A8Linear", "y", ROUNDED, "sums are f32; the output is rounded"),
+    row(
+        "TurboW8A8LinearQuantize",
+        "yq",
+        Bound::Case,
+        "nothing between linear and quantisation is rounded to T",
+    ),
+    row("TurboW8A8LinearQuantize", "ys", Bound::Case, "scales are f32"),
+    row("TurboW8A8LinearResidual", "y", ROUNDED, "sums are f32; the output is rounded"),
+];
+
+/// What a kernel is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Against {
+    /// The f64 reference.
+    Reference,
+    /// The CPU kernel, which is itself as far from the reference as the case allows.
+    CpuKernel,
+}
+
+/// The tolerance of an output; none for an output that the table lacks.
+pub fn tolerance(op: &Op, output: usize, case: Tol, activation: Element, against: Against) -> Option<Tol> {
+    let name = op.outputs.get(output)?.name;
+    let row = TABLE.iter().find(|row| row.op == op.name && row.output == name)?;
+    let times = if against == Against::CpuKernel { 2.0 } else { 1.0 };
+    Some(match (row.bound, case) {
+        (Bound::Exact, _) | (_, Tol::Exact) => Tol::Exact,
+        (_, Tol::OffByOne(share, because)) => Tol::OffByOne(times * share, because),
+        (Bound::Case, Tol::Rel(bound, because)) => Tol::Rel(times * bound, because),
+        (Bound::More { bf16, f16 }, Tol::Rel(bound, because)) => match activation {
+            Element::Bf16 => Tol::Rel(times * bound + bf16, row.because),
+            Element::F16 => Tol::Rel(times * bound + f16, row.because),
+            _ => Tol::Rel(times * bound, because),
+        },
+    })
+}
+
+/// The largest error that a tolerance takes.
+pub fn limit(tolerance: Tol) -> f64 {
+    match tolerance {
+        Tol::Rel(bound, _) | Tol::OffByOne(bound, _) => bound,
+        Tol::Exact => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use turbo_ops::{ALL, Ty};
+
+    use super::*;
+
+    #[test]
+    fn every_output_has_one_row_and_every_row_an_output() {
+        let outputs: Vec<_> =
+            ALL.iter().flat_map(|op| op.outputs.iter().map(|def| (op.name, def.name))).collect();
+        let rows: Vec<_> = TABLE.iter().map(|row| (row.op, row.output)).collect();
+        assert_eq!(rows, outputs);
+        assert!(TABLE.iter().all(|row| !row.because.is_empty()));
+    }
+
+    #[test]
+    fn every_case_has_a_tolerance_that_only_rounding_loosens() {
+        for op in ALL {
+            for case in (op.cases)() {
+                for (output, (def, &own)) in op.outputs.iter().zip(&case.tol).enumerate() {
+                    let of = |activation| {
+                        let found = tolerance(op, output, own, activation, Against::Reference).unwrap();
+                        limit(found)
+                    };
+                    let [single, bf16, half] = [Element::F32, Element::Bf16, Element::F16].map(of);
+                    assert!(single <= limit(own), "{} {}", op.name, def.name);
+                    assert!(half <= bf16 && bf16 <= 2e-2, "{} {}", op.name, def.name);
+                    assert_eq!(bf16 > single, def.ty == Ty::T, "{} {}", op.name, def.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn block_maps_and_quantised_inputs_are_exact() {
+        for op in [&turbo_ops::block_map::OP, &turbo_ops::quantize::OP] {
+            let own = (op.cases)()[0].tol[0];
+            assert_eq!(tolerance(op, 0, own, Element::Bf16, Against::CpuKernel), Some(Tol::Exact));
+        }
+    }
+}

@@ -1,0 +1,171 @@
+// Tensor core and copy instructions of the attention kernels, sm_80 and newer (PTX ISA, "Warp-level matrix
+// instructions").
+//
+// A warp multiplies fragments: A of 16 rows, B of 8 columns, C of 16 x 8. With g = lane / 4 and t = lane % 4 a lane holds
+// of C rows g (c[0], c[1]) and g + 8 (c[2], c[3]) at columns 2t and 2t + 1; of A and B words of two or four elements that
+// lie side by side along the depth. The order of the depth is free if A and B agree on it, so eight bit operands are
+// stored in the order in which two tiles of C hand them on: see `slotElement`.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace turbo::attn {
+
+// Where chunk `chunk` (16 bytes) of row `row` lies in a tile of rows of kChunks chunks, such that eight rows of one
+// chunk, which is what ldmatrix reads at a time, touch every bank of shared memory once.
+template <int kChunks>
+__device__ inline int swizzle(int row, int chunk) {
+    static_assert(kChunks == 4 || kChunks % 8 == 0);
+    return row * kChunks + (chunk ^ (kChunks == 4 ? row >> 1 & 3 : row & 7));
+}
+
+// Copies 16 bytes to shared memory in the background; zeros where not `valid`.
+__device__ inline void copyAsync(uint4* shared, void const* global, bool valid = true) {
+    uint32_t const address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
+// Waits for this thread's copies.
+__device__ inline void copyWait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Four 8 x 8 matrices of 16 bit elements; lane i gives row i % 8 of matrix i / 8.
+__device__ inline void loadMatrices(uint32_t (&r)[4], uint4 const* row) {
+    uint32_t const address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// The same, each matrix transposed.
+__device__ inline void loadMatricesTransposed(uint32_t (&r)[4], uint4 const* row) {
+    uint32_t const address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// c += a b, depth 16.
+template <class T>
+__device__ void mma(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1);
+
+template <>
+__device__ inline void mma<__nv_bfloat16>(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+template <>
+__device__ inline void mma<__half>(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// c += a b of INT8, depth 32.
+__device__ inline void mmaInt8(int32_t (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Two floats as T, the first in the low half.
+template <class T>
+__device__ uint32_t pack(float low, float high);
+
+template <>
+__device__ inline uint32_t pack<__nv_bfloat16>(float low, float high) {
+    __nv_bfloat162 const x = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<uint32_t const*>(&x);
+}
+
+template <>
+__device__ inline uint32_t pack<__half>(float low, float high) {
+    __half2 const x = __floats2half2_rn(low, high);
+    return *reinterpret_cast<uint32_t const*>(&x);
+}
+
+template <class T>
+__device__ float2 unpack(uint32_t x);
+
+template <>
+__device__ inline float2 unpack<__nv_bfloat16>(uint32_t x) {
+    return {__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)};
+}
+
+template <>
+__device__ inline float2 unpack<__half>(uint32_t x) {
+    return __half22float2(*reinterpret_cast<__half2 const*>(&x));
+}
+
+__device__ inline float exp2Approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+#if __CUDA_ARCH__ >= 890
+
+// Four floats as E4M3, rounded to nearest even and saturated, the first in the lowest byte.
+__device__ inline uint32_t packE4m3(float x0, float x1, float x2, float x3) {
+    uint16_t low, high;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(x1), "f"(x0));
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(x3), "f"(x2));
+    return low | static_cast<uint32_t>(high) << 16;
+}
+
+// c += a b of E4M3, depth 32.
+__device__ inline void mmaE4m3(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#else
+
+// Without E4M3 instructions: an f16 shifted right by seven bits is an E4M3 of 2^8 times its value, subnormals included.
+// Products of E4M3 values are exact in f16 multiplication with f32 sums.
+
+__device__ inline uint32_t e4m3(float x) {
+    float const a = fminf(fabsf(x), 448.0f);
+    // One unit in the last place of this power of two is one step of E4M3 at `a`, so adding it rounds.
+    uint32_t const power = __float_as_uint(fmaxf(a, 0x1p-6f)) & 0x7f800000u;
+    float const magic = __uint_as_float(power + (20u << 23));
+    __half const h = __float2half_rn(((a + magic) - magic) * 0x1p-8f);
+    return __half_as_ushort(h) >> 7 | (__float_as_uint(x) >> 24 & 0x80u);
+}
+
+__device__ inline uint32_t packE4m3(float x0, float x1, float x2, float x3) {
+    return e4m3(x0) | e4m3(x1) << 8 | e4m3(x2) << 16 | e4m3(x3) << 24;
+}
+
+// Bytes 0 and 1, or 2 and 3, as two f16.
+__device__ inline uint32_t widenE4m3(uint32_t x, bool high) {
+    uint32_t const spread = __byte_perm(x, 0, high ? 0x3424 : 0x1404);
+    uint32_t const bits = (spread & 0x80008000u) | (spread >> 1 & 0x3f803f80u);
+    __half2 const y = __hmul2(*reinterpret_cast<__half2 const*>(&bits), __float2half2_rn(256.0f));
+    return *reinterpret_cast<uint32_t const*>(&y);
+}
+
+__device__ inline void mmaE4m3(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
+    uint32_t const first[4] = {widenE4m3(a[0], false), widenE4m3(a[1], false), widenE4m3(a[0], true),
+                               widenE4m3(a[1], true)};
+    uint32_t const second[4] = {widenE4m3(a[2], false), widenE4m3(a[3], false), widenE4m3(a[2], true),
+                                widenE4m3(a[3], true)};
+    mma<__half>(c, first, widenE4m3(b0, false), widenE4m3(b0, true));
+    mma<__half>(c, second, widenE4m3(b1, false), widenE4m3(b1, true));
+}
+
+#endif
+
+}  // namespace turbo::attn

@@ -1,0 +1,109 @@
+// Layer and RMS normalisation: a row `[c]` of `[b, l, c]` is read once and held in the registers of one CTA.
+// The mean comes first, then the sum of squared differences from it, both in f32.
+#pragma once
+
+#include "elements.cuh"
+
+namespace turbo {
+
+constexpr int32_t kRowThreadsMax = 512;
+constexpr int32_t kHeldMax = 32;
+constexpr int32_t kWidthMax = kRowThreadsMax * kHeldMax;
+
+struct Moments {
+    float mean;    // 0 for RMS
+    float factor;  // 1 / sqrt(variance or mean square + eps)
+};
+
+struct NormKind {
+    bool layer;
+    float eps;
+};
+
+__device__ __forceinline__ float normalize(float x, Moments const& moments, float scale, float shift) {
+    return fmaf((x - moments.mean) * moments.factor, scale, shift);
+}
+
+// One row over the threads of a CTA, `kHeld` elements each, in vectors of `kLanes`; neighbours hold
+// neighbouring vectors. The width must be a multiple of `kLanes`.
+template <class T, int32_t kLanes, bool wide, int32_t kHeld>
+struct Row {
+    using Element = T;
+    static constexpr int32_t kVector = kLanes;
+    static constexpr bool kWideAccess = wide;
+
+    float x[kHeld / kLanes][kLanes];
+
+    static int32_t threads(int64_t width) {
+        return static_cast<int32_t>(ceilDiv(width, kHeld * kWarp)) * kWarp;
+    }
+
+    // Calls `visit(vector, its first column)` for what the thread holds.
+    template <class Visit>
+    __device__ __forceinline__ void forEach(int32_t width, Visit visit) {
+#pragma unroll
+        for (int32_t i = 0; i < kHeld / kLanes; ++i) {
+            int32_t const column = static_cast<int32_t>(i * blockDim.x + threadIdx.x) * kLanes;
+            if (column < width) visit(x[i], column);
+        }
+    }
+
+    __device__ __forceinline__ void read(T const* row, int32_t width) {
+        forEach(width, [&](float (&v)[kLanes], int32_t column) { load<wide>(v, row + column); });
+    }
+
+    // Once in a kernel.
+    __device__ __forceinline__ Moments moments(int32_t width, NormKind kind) {
+        __shared__ float partial[2][kWarpsMax];
+        float const count = static_cast<float>(width);
+        float mean = 0.0f, sum = 0.0f, squares = 0.0f;
+        if (kind.layer) {
+            forEach(width, [&](float (&v)[kLanes], int32_t) {
+#pragma unroll
+                for (int32_t i = 0; i < kLanes; ++i) sum += v[i];
+            });
+            mean = blockSum(sum, partial[0]) / count;
+        }
+        forEach(width, [&](float (&v)[kLanes], int32_t) {
+#pragma unroll
+            for (int32_t i = 0; i < kLanes; ++i) squares = fmaf(v[i] - mean, v[i] - mean, squares);
+        });
+        return {mean, __frsqrt_rn(blockSum(squares, partial[1]) / count + kind.eps)};
+    }
+};
+
+// `launch` with the tag of the Row for the width; vectors that are not wide have `kNarrow` elements.
+template <int32_t kNarrow, class Launch>
+Status withRow(DType type, bool wide, int64_t width, Launch&& launch) {
+    return withAccess(type, wide, [&](auto tag, auto access) {
+        using T = typename decltype(tag)::Type;
+        constexpr bool kAccess = decltype(access)::value;
+        constexpr int32_t kLanes = kAccess ? kWide<T> : kNarrow;
+        if (width <= kRowThreadsMax * 8) {
+            launch(Tag<Row<T, kLanes, kAccess, 8>>{});
+        } else if (width <= kRowThreadsMax * 16) {
+            launch(Tag<Row<T, kLanes, kAccess, 16>>{});
+        } else {
+            launch(Tag<Row<T, kLanes, kAccess, kHeldMax>>{});
+        }
+    });
+}
+
+// What every norm kernel expects of `x [b, l, c]`.
+inline Status checkRows(Tensor const& x) {
+    if (x.dim[2] > kWidthMax) return {"axis `c` of `x` must be at most 16384"};
+    if (x.dim[0] * x.dim[1] > INT32_MAX) return {"`x` must have fewer than 2^31 tokens"};
+    return {};
+}
+
+// Rows of `x` that share a row of `scale [g, c]`.
+inline int32_t rowsOfGroup(Tensor const& x, Tensor const& scale) {
+    return static_cast<int32_t>(scale.dim[0] == 1 ? x.dim[0] * x.dim[1] : x.dim[1]);
+}
+
+inline Status checkGroups(Tensor const& x, Tensor const& scale) {
+    if (scale.dim[0] != 1 && scale.dim[0] != x.dim[0]) return {"axis `g` of `scale` must be 1 or `b`"};
+    return {};
+}
+
+}  // namespace turbo

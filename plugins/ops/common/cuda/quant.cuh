@@ -1,0 +1,81 @@
+// INT8 values and f32 scales of 128 x 128 blocks: `amax` over the block, at least 1e-8; `s = amax / 128`;
+// `q = sat8(rne(x * (128 / amax)))`. TurboDiffusion `ops/quant/quant.hpp`.
+#pragma once
+
+#include "elements.cuh"
+
+namespace turbo {
+
+constexpr int32_t kBlock = 128;
+constexpr int32_t kBlockThreads = 256;
+constexpr float kLeastAmax = 1e-8f;
+
+// Where one block lies in `[m, k]`. Blocks are numbered along the columns first.
+struct BlockPlace {
+    int64_t row, column;
+    int32_t rows, columns;  // that are inside
+
+    __device__ BlockPlace(int64_t block, int64_t m, int64_t k) {
+        int64_t const across = (k + kBlock - 1) / kBlock;
+        row = block / across * kBlock;
+        column = block % across * kBlock;
+        rows = static_cast<int32_t>(m - row < kBlock ? m - row : kBlock);
+        columns = static_cast<int32_t>(k - column < kBlock ? k - column : kBlock);
+    }
+};
+
+// One block over the threads of a CTA: a thread holds `kLanes` columns of every `kStride`th row.
+template <int32_t kLanes, bool wide>
+struct Block {
+    static constexpr int32_t kAcross = kBlock / kLanes;
+    static constexpr int32_t kStride = kBlockThreads / kAcross;
+
+    float x[kBlock / kStride][kLanes];
+
+    // The thread's first column in the block.
+    static __device__ __forceinline__ int32_t column() {
+        return static_cast<int32_t>(threadIdx.x) % kAcross * kLanes;
+    }
+
+    // Calls `visit(vector, row)` for what the thread holds of the inside.
+    template <class Visit>
+    __device__ __forceinline__ void forEach(BlockPlace const& place, Visit visit) {
+#pragma unroll
+        for (int32_t i = 0; i < kBlock / kStride; ++i) {
+            int32_t const row = i * kStride + static_cast<int32_t>(threadIdx.x) / kAcross;
+            if (row < place.rows && column() < place.columns) visit(x[i], row);
+        }
+    }
+
+    // Writes the values to `q [m, k]` and the scale to `s`. Once in a kernel.
+    __device__ __forceinline__ void quantize(BlockPlace const& place, int64_t k, int8_t* q, float* s) {
+        __shared__ uint32_t partial[kWarpsMax];
+        float amax = kLeastAmax;
+        forEach(place, [&](float (&v)[kLanes], int32_t) {
+#pragma unroll
+            for (int32_t i = 0; i < kLanes; ++i) amax = fmaxf(amax, fabsf(v[i]));
+        });
+        amax = blockMax(amax, partial);
+        float const factor = __fdiv_rn(static_cast<float>(kBlock), amax);
+        int8_t* const to = q + place.row * k + place.column + column();
+        forEach(place, [&](float (&v)[kLanes], int32_t row) {
+            int32_t values[kLanes];
+#pragma unroll
+            for (int32_t i = 0; i < kLanes; ++i) {
+                values[i] = max(-128, min(127, __float2int_rn(v[i] * factor)));
+            }
+            store<wide>(to + row * k, values);
+        });
+        if (threadIdx.x == 0) *s = amax / static_cast<float>(kBlock);
+    }
+};
+
+// CTAs for `[m, k]`.
+inline int64_t blockCount(int64_t m, int64_t k) { return ceilDiv(m, kBlock) * ceilDiv(k, kBlock); }
+
+inline Status checkBlocks(int64_t m, int64_t k) {
+    if (blockCount(m, k) > INT32_MAX) return {"`x` must have fewer than 2^31 blocks of 128 x 128"};
+    return {};
+}
+
+}  // namespace turbo

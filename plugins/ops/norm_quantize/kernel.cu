@@ -1,0 +1,103 @@
+// q, s = quantize(norm(x) * scale + shift). One kernel gives every row's moments, a second normalises and
+// quantises blocks of 128 x 128 in registers; the normalised values never leave f32 and never reach memory.
+#include "../common/cuda/norm.cuh"
+#include "../common/cuda/quant.cuh"
+
+namespace turbo {
+namespace {
+
+struct Arguments {
+    void const* x;
+    float const* scale;
+    float const* shift;
+    Moments* moments;  // [rows]
+    int8_t* q;
+    float* s;
+    int32_t rows;
+    int32_t width;
+    int32_t rowsOfGroup;
+    NormKind kind;
+};
+
+template <class R>
+__global__ void __launch_bounds__(kRowThreadsMax) momentsKernel(Arguments a) {
+    R row;
+    int64_t const at = static_cast<int64_t>(blockIdx.x) * a.width;
+    row.read(static_cast<typename R::Element const*>(a.x) + at, a.width);
+    Moments const moments = row.moments(a.width, a.kind);
+    if (threadIdx.x == 0) a.moments[blockIdx.x] = moments;
+}
+
+template <class T, bool wide>
+__global__ void __launch_bounds__(kBlockThreads) normQuantizeKernel(Arguments a) {
+    constexpr int32_t kLanes = wide ? kWide<T> : 1;
+    // From the last block to the first: the rows that were read last may still be in the cache.
+    uint32_t const index = gridDim.x - 1 - blockIdx.x;
+    Block<kLanes, wide> block;
+    BlockPlace const place(index, a.rows, a.width);
+    int32_t const column = static_cast<int32_t>(place.column) + block.column();
+    T const* const x = static_cast<T const*>(a.x) + place.row * a.width + column;
+    block.forEach(place, [&](float (&v)[kLanes], int32_t row) {
+        load<wide>(v, x + static_cast<int64_t>(row) * a.width);
+    });
+
+    int32_t held = -1;
+    float scale[kLanes], shift[kLanes];
+    block.forEach(place, [&](float (&v)[kLanes], int32_t row) {
+        int32_t const token = static_cast<int32_t>(place.row) + row;
+        int32_t const group = token / a.rowsOfGroup;
+        if (group != held) {
+            load<wide>(scale, a.scale + static_cast<int64_t>(group) * a.width + column);
+            load<wide>(shift, a.shift + static_cast<int64_t>(group) * a.width + column);
+            held = group;
+        }
+        Moments const moments = a.moments[token];
+#pragma unroll
+        for (int32_t i = 0; i < kLanes; ++i) v[i] = normalize(v[i], moments, scale[i], shift[i]);
+    });
+    block.quantize(place, a.width, a.q, a.s + index);
+}
+
+}  // namespace
+
+Status prepare(TurboNormQuantize::Attrs const&, Call const& call, size_t* bytes) {
+    Tensor const& x = call.in[TurboNormQuantize::kInX];
+    *bytes = static_cast<size_t>(x.dim[0] * x.dim[1]) * sizeof(Moments);
+    Status status = checkRows(x);
+    if (status.ok()) status = checkBlocks(x.dim[0] * x.dim[1], x.dim[2]);
+    return status.ok() ? checkGroups(x, call.in[TurboNormQuantize::kInScale]) : status;
+}
+
+Status launch(TurboNormQuantize::Attrs const& attrs, Call const& call, void* workspace, cudaStream_t stream) {
+    Tensor const& x = call.in[TurboNormQuantize::kInX];
+    Tensor const& scale = call.in[TurboNormQuantize::kInScale];
+    Tensor const& shift = call.in[TurboNormQuantize::kInShift];
+    Tensor const& q = call.out[TurboNormQuantize::kOutQ];
+    Tensor const& s = call.out[TurboNormQuantize::kOutS];
+    if (x.count() == 0) return {};
+    int64_t const rows = x.dim[0] * x.dim[1], width = x.dim[2];
+    Arguments const arguments{x.data,
+                              static_cast<float const*>(scale.data),
+                              static_cast<float const*>(shift.data),
+                              static_cast<Moments*>(workspace),
+                              static_cast<int8_t*>(q.data),
+                              static_cast<float*>(s.data),
+                              static_cast<int32_t>(rows),
+                              static_cast<int32_t>(width),
+                              rowsOfGroup(x, scale),
+                              {attrs.kind.index == 0, attrs.eps}};
+    bool const wide = wideRows(x, width, scale, shift, q);
+    Status const status = withRow<1>(x.type, wide, width, [&](auto tag) {
+        using R = typename decltype(tag)::Type;
+        momentsKernel<R><<<static_cast<uint32_t>(rows), R::threads(width), 0, stream>>>(arguments);
+    });
+    if (!status.ok()) return status;
+    return withAccess(x.type, wide, [&](auto tag, auto access) {
+        using T = typename decltype(tag)::Type;
+        constexpr bool kAccess = decltype(access)::value;
+        auto const blocks = static_cast<uint32_t>(blockCount(rows, width));
+        normQuantizeKernel<T, kAccess><<<blocks, kBlockThreads, 0, stream>>>(arguments);
+    });
+}
+
+}  // namespace turbo

@@ -1,0 +1,36 @@
+// o = sparse_softmax(q k^T / sqrt(d)) v + proj_l(linear_attention(q, k, v)), in the activation type.
+#include "../common/cuda/attn_exact.cuh"
+
+namespace turbo {
+
+using Op = TurboSla;
+
+Status prepare(TurboSla::Attrs const& attrs, Call const& call, size_t* bytes) {
+    *bytes = 0;
+    Status status = attn::checkShape(call, attrs.heads);
+    if (status.ok()) status = attn::checkBlocks(attrs.block_q, attrs.block_k);
+    if (!status.ok()) return status;
+    return attn::byType(call.in[Op::kInQ].type, [&](auto type) {
+        attn::Workspace workspace;
+        attn::LinearBuffers<decltype(type)> const buffers(workspace, attn::shapeOf(call, attrs.heads));
+        *bytes = workspace.used();
+        return Status{};
+    });
+}
+
+Status launch(TurboSla::Attrs const& attrs, Call const& call, void* memory, cudaStream_t stream) {
+    attn::Shape const shape = attn::shapeOf(call, attrs.heads);
+    Tensor const& lut = call.in[Op::kInLut];
+    attn::Kept const kept{static_cast<int32_t const*>(lut.data), static_cast<int32_t>(lut.dim[3])};
+    return attn::byType(call.in[Op::kInQ].type, [&](auto type) {
+        using T = decltype(type);
+        attn::Workspace workspace(memory);
+        attn::LinearBuffers<T> const buffers(workspace, shape);
+        attn::Linear<T> linear;
+        Status const status = attn::prepareLinear(buffers, shape, call, Op::kInProjW, stream, &linear);
+        if (!status.ok()) return status;
+        return attn::launchExact<true>(shape, call, kept, attrs.block_q, attrs.block_k, linear, stream);
+    });
+}
+
+}  // namespace turbo

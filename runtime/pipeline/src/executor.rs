@@ -1,0 +1,66 @@
+//! What a backend does for one video.
+
+use turbo_engine_file::Sampler;
+use turbo_media::Frame;
+use turbo_sampler::{NoiseSource, Schedule};
+
+use crate::backend::Tensor;
+use crate::run::Run;
+use crate::{Precision, RunError};
+
+/// The inputs of denoising.
+pub(crate) struct Denoise<'a> {
+    /// Text embedding `[1, text_len, text_dim]`.
+    pub text: &'a Tensor,
+    /// Condition of image-to-video, `[1, in - out, T, H, W]`.
+    pub condition: Option<&'a Tensor>,
+    /// Times and time steps.
+    pub schedule: &'a Schedule,
+    /// What happens between two steps.
+    pub sampler: Sampler,
+    /// Rounding at the network's inputs.
+    pub precision: Precision,
+}
+
+/// Executes the stages of an engine file. Each method loads what it needs, drops what is done, and reports its time
+/// and progress to the run.
+pub(crate) trait Executor {
+    /// Token ids and mask `[1, text_len]` to the text embedding `[1, text_len, text_dim]`.
+    fn encode_text(&mut self, run: &mut Run<'_>, ids: &Tensor, mask: &Tensor) -> Result<Tensor, RunError>;
+
+    /// A first frame `[3, H, W]` in `[-1, 1]`, followed by black ones, to latents; `put` gets each latent frame's
+    /// index and values `[c, h, w]`.
+    fn encode_image(
+        &mut self,
+        run: &mut Run<'_>,
+        pixels: Vec<f32>,
+        put: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), RunError>;
+
+    /// The final latent `[c, T, H, W]`.
+    fn denoise(
+        &mut self,
+        run: &mut Run<'_>,
+        work: &Denoise<'_>,
+        noise: &mut dyn NoiseSource,
+    ) -> Result<Vec<f32>, RunError>;
+
+    /// Decodes the latent `[c, T, H, W]` and hands over the frames in order. Gives their number.
+    fn decode(
+        &mut self,
+        run: &mut Run<'_>,
+        latent: &[f32],
+        frame: &mut dyn FnMut(Frame) -> Result<(), RunError>,
+    ) -> Result<usize, RunError>;
+
+    /// Most GPU memory that was in use at once, in bytes, where a GPU was used.
+    fn peak_memory(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// One latent frame `[c, h, w]` of `[c, t, h, w]`.
+pub(crate) fn latent_frame(latent: &[f32], [c, t, h, w]: [usize; 4], index: usize) -> Vec<f32> {
+    let plane = |channel: usize| &latent[(channel * t + index) * h * w..][..h * w];
+    (0..c).flat_map(plane).copied().collect()
+}

@@ -1,0 +1,194 @@
+//! The stages on the CPU, through ONNX Runtime.
+
+use turbo_engine_file::Sampler;
+use turbo_media::Frame;
+use turbo_sampler::{Expert, NoiseSource};
+
+use crate::backend::{Runtime, Tensor};
+use crate::executor::{Denoise, Executor, latent_frame};
+use crate::generate::round;
+use crate::run::Run;
+use crate::stage::Loaded;
+use crate::{Precision, RunError};
+
+/// Runs stages in ONNX Runtime.
+pub(crate) struct Onnx<'a> {
+    runtime: &'a Runtime,
+}
+
+/// The text side of one expert.
+type Context = Vec<(String, Tensor)>;
+
+impl<'a> Onnx<'a> {
+    pub(crate) fn new(runtime: &'a Runtime) -> Self {
+        Onnx { runtime }
+    }
+
+    fn load(&self, run: &mut Run<'_>, name: &str) -> Result<Loaded, RunError> {
+        run.check()?;
+        run.events.begin(&format!("loading {name}"), None);
+        let stage = Loaded::new(self.runtime, run.file, name, run.cancelled.clone())?;
+        run.lap(format!("load {name}"));
+        Ok(stage)
+    }
+
+    /// Loads an expert and computes its text side.
+    fn expert(
+        &self,
+        run: &mut Run<'_>,
+        expert: Expert,
+        text: &Tensor,
+    ) -> Result<(Loaded, Context), RunError> {
+        let expert = run.manifest().expert(expert == Expert::Low);
+        let context = match &expert.context {
+            Some(name) => {
+                let mut stage = self.load(run, name)?;
+                run.events.begin("text context", None);
+                let out = stage.run(&[("text_emb", text)])?;
+                run.lap(name.clone());
+                out
+            }
+            None => Vec::new(),
+        };
+        Ok((self.load(run, &expert.step)?, context))
+    }
+}
+
+impl Executor for Onnx<'_> {
+    fn encode_text(&mut self, run: &mut Run<'_>, ids: &Tensor, mask: &Tensor) -> Result<Tensor, RunError> {
+        let mut stage = self.load(run, "text_encoder")?;
+        run.events.begin("text encoder", None);
+        let mut out = stage.run(&[("ids", ids), ("mask", mask)])?;
+        let text = take(&mut out, "text_emb")?;
+        run.lap("text encoder");
+        Ok(text)
+    }
+
+    fn encode_image(
+        &mut self,
+        run: &mut Run<'_>,
+        pixels: Vec<f32>,
+        put: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), RunError> {
+        let video = &run.manifest().video;
+        let (width, height) = (video.width as usize, video.height as usize);
+        let frames = video.latent[1] as usize;
+        let mut first = self.load(run, "vae_encoder_first")?;
+        run.events.begin("VAE encoder", Some(frames as u64));
+        let picture = Tensor::f32(vec![1, 3, 1, height, width], pixels);
+        let mut out = first.run(&[("video", &picture)])?;
+        put(0, take(&mut out, "latent")?.as_f32());
+        run.events.advance();
+        run.lap("VAE encoder");
+        if frames == 1 {
+            return Ok(());
+        }
+        let state = first.into_state();
+        let mut rest = self.load(run, "vae_encoder")?.with_state(state);
+        let stride = video.vae_stride[0] as usize;
+        let black = Tensor::f32(vec![1, 3, stride, height, width], vec![0.0; 3 * stride * height * width]);
+        for frame in 1..frames {
+            run.check()?;
+            let mut out = rest.run(&[("video", &black)])?;
+            put(frame, take(&mut out, "latent")?.as_f32());
+            run.events.advance();
+        }
+        run.lap("VAE encoder");
+        Ok(())
+    }
+
+    fn denoise(
+        &mut self,
+        run: &mut Run<'_>,
+        work: &Denoise<'_>,
+        noise: &mut dyn NoiseSource,
+    ) -> Result<Vec<f32>, RunError> {
+        let manifest = run.manifest();
+        let schedule = work.schedule;
+        let shape: Vec<usize> = [1].into_iter().chain(manifest.video.latent).map(|d| d as usize).collect();
+        let elements: usize = shape.iter().product();
+        let times = &schedule.times;
+        let mut x = turbo_sampler::initial(&noise.draw(elements)?, times[0]);
+        let steps = schedule.steps();
+        let mut current: Option<(Expert, Loaded, Context)> = None;
+        for step in 0..steps {
+            run.check()?;
+            let expert = schedule.expert(step, manifest.sampling.boundary);
+            let (mut dit, context) = match current.take() {
+                Some((loaded, dit, context)) if loaded == expert => (dit, context),
+                other => {
+                    // The expert that is done leaves memory before the next one comes.
+                    drop(other);
+                    self.expert(run, expert, work.text)?
+                }
+            };
+            run.progress("denoising", step, steps);
+            let mut latent = Tensor::f32(shape.clone(), x.iter().map(|&v| v as f32).collect());
+            round(&mut latent, work.precision);
+            let timestep = match work.precision {
+                Precision::Bf16 => schedule.deployed_timesteps[step],
+                Precision::F32 => schedule.timesteps[step],
+            };
+            let freq_dim = dit.input_shape("time").last().copied().unwrap_or(0);
+            let time = Tensor::f32(vec![1, freq_dim], turbo_sampler::time_embedding(timestep, freq_dim));
+            let mut inputs: Vec<(&str, &Tensor)> = vec![("x", &latent), ("time", &time)];
+            inputs.extend(work.condition.map(|c| ("condition", c)));
+            inputs.extend(context.iter().map(|(name, tensor)| (name.as_str(), tensor)));
+            let mut out = dit.run(&inputs)?;
+            let velocity = take(&mut out, "velocity")?;
+            let (t, next) = (times[step], times[step + 1]);
+            match work.sampler {
+                Sampler::Ode => turbo_sampler::ode_step(&mut x, velocity.as_f32(), t, next)?,
+                Sampler::Sde => {
+                    let noise = noise.draw(elements)?;
+                    turbo_sampler::sde_step(&mut x, velocity.as_f32(), t, next, &noise)?;
+                }
+            }
+            run.events.advance();
+            run.lap(format!("step {}", step + 1));
+            current = Some((expert, dit, context));
+        }
+        Ok(x.iter().map(|&v| v as f32).collect())
+    }
+
+    fn decode(
+        &mut self,
+        run: &mut Run<'_>,
+        latent: &[f32],
+        frame: &mut dyn FnMut(Frame) -> Result<(), RunError>,
+    ) -> Result<usize, RunError> {
+        let video = &run.manifest().video;
+        let shape @ [c, t, h, w] = video.latent.map(|d| d as usize);
+        let (width, height) = (video.width as usize, video.height as usize);
+        let mut frames = 0;
+        let mut stage = self.load(run, "vae_decoder_first")?;
+        for index in 0..t {
+            if index == 1 {
+                let state = stage.into_state();
+                stage = self.load(run, "vae_decoder")?.with_state(state);
+            }
+            run.check()?;
+            run.progress("VAE decoder", index, t);
+            let slice = Tensor::f32(vec![1, c, 1, h, w], latent_frame(latent, shape, index));
+            let mut out = stage.run(&[("latent", &slice)])?;
+            let video = take(&mut out, "video")?;
+            let count = video.shape.get(2).copied().unwrap_or(0);
+            for picture in turbo_media::frames_from_video_chunk(video.as_f32(), count, height, width)? {
+                frame(picture)?;
+                frames += 1;
+            }
+            run.events.advance();
+            if index == 0 || index + 1 == t {
+                run.lap("VAE decoder");
+            }
+        }
+        Ok(frames)
+    }
+}
+
+fn take(outputs: &mut Vec<(String, Tensor)>, name: &str) -> Result<Tensor, RunError> {
+    match outputs.iter().position(|(found, _)| found == name) {
+        Some(index) => Ok(outputs.swap_remove(index).1),
+        None => Err(RunError::Inconsistent(format!("a stage gives no output `{name}`"))),
+    }
+}

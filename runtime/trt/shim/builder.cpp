@@ -1,0 +1,279 @@
+// ONNX to plan.
+#include <dlfcn.h>
+
+#include <atomic>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "error.h"
+#include "library.h"
+#include "log.h"
+
+struct TurboTrtBuilder {
+    TurboTrtLibrary const* library;
+    // Members go in reverse: a timing cache must outlive the builder that uses it.
+    std::vector<std::unique_ptr<nvinfer1::ITimingCache>> timingCaches;
+    std::unique_ptr<nvinfer1::IBuilder> builder;
+    std::unique_ptr<nvinfer1::INetworkDefinition> network;
+    // The network points into the parser's weights.
+    std::unique_ptr<nvonnxparser::IParser> parser;
+};
+
+struct TurboTrtPlan {
+    std::unique_ptr<nvinfer1::IHostMemory> plan;
+    std::unique_ptr<nvinfer1::IHostMemory> timingCache;
+};
+
+namespace turbo {
+namespace {
+
+// IParser::loadModelProto and its companions.
+constexpr int32_t kParserTakesWeights = 101300;
+
+// From TensorRT 11 on every network is strongly typed.
+#if NV_TENSORRT_MAJOR >= 11
+constexpr uint32_t kNetworkFlags = 0;
+#else
+constexpr uint32_t kNetworkFlags =
+    1U << static_cast<uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kSTRONGLY_TYPED);
+#endif
+
+// libnvinfer loads its builder resources by bare name. Where they lie in its own folder and that folder is
+// not on the loader's path, they are found only if they are loaded already.
+int32_t loadResources(TurboTrtLibrary const& library) {
+    int device = 0;
+    int major = 0;
+    int minor = 0;
+    int32_t code = checkCuda("cudaGetDevice", cudaGetDevice(&device));
+    if (code != kTurboTrtOk) return code;
+    code = checkCuda("cudaDeviceGetAttribute",
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    if (code != kTurboTrtOk) return code;
+    code = checkCuda("cudaDeviceGetAttribute",
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    if (code != kTurboTrtOk) return code;
+
+    std::string const own = "_sm" + std::to_string(major * 10 + minor);
+    std::string const stem = "libnvinfer_builder_resource";
+    std::error_code ignored;
+    auto const folder = std::filesystem::path(library.path).parent_path();
+    for (auto const& entry : std::filesystem::directory_iterator(folder, ignored)) {
+        std::string const name = entry.path().filename().string();
+        if (name.compare(0, stem.size(), stem) != 0) continue;
+        std::string const kind = name.substr(stem.size(), name.find(".so") - stem.size());
+        // What cannot be loaded is TensorRT's to report: it knows whether it needs it.
+        if (kind.empty() || kind == "_ptx" || kind == own) (void)dlopen(entry.path().c_str(), RTLD_LAZY);
+    }
+    return kTurboTrtOk;
+}
+
+std::string describe(nvonnxparser::IParserError const& error) {
+    std::string text;
+    if (error.node() >= 0) {
+        text = "node " + std::to_string(error.node()) + " " + orEmpty(error.nodeName()) + " (" +
+            orEmpty(error.nodeOperator()) + "): ";
+    }
+    text += orEmpty(error.desc());
+    return text + " [" + orEmpty(error.file()) + ":" + std::to_string(error.line()) + "]";
+}
+
+int32_t parseFailed(nvonnxparser::IParser const& parser, std::string weight = {}) {
+    std::string text;
+    for (int i = 0; i < parser.getNbErrors(); ++i) {
+        if (!text.empty()) text += "\n";
+        text += describe(*parser.getError(i));
+    }
+    if (text.empty()) text = "the parser gives no reason";
+    return fail(kTurboTrtParse, std::move(weight), std::move(text));
+}
+
+// Hands the phases of a build to the caller and its wish to stop back.
+class Monitor final : public nvinfer1::IProgressMonitor {
+public:
+    Monitor(TurboTrtProgressFn progress, void* user) : mProgress(progress), mUser(user) {}
+
+    void phaseStart(char const* phase, char const* parent, int32_t steps) noexcept override {
+        (void)guarded([&] {
+            std::lock_guard<std::mutex> const lock(mMutex);
+            Phase const& started = mPhases[phase] = {orEmpty(parent), steps};
+            report(phase, started, 0);
+            return kTurboTrtOk;
+        });
+    }
+
+    bool stepComplete(char const* phase, int32_t step) noexcept override {
+        (void)guarded([&] {
+            std::lock_guard<std::mutex> const lock(mMutex);
+            auto const known = mPhases.find(phase);
+            if (known != mPhases.end()) report(phase, known->second, step + 1);
+            return kTurboTrtOk;
+        });
+        return !mStopped;
+    }
+
+    void phaseFinish(char const* phase) noexcept override {
+        (void)guarded([&] {
+            std::lock_guard<std::mutex> const lock(mMutex);
+            mPhases.erase(phase);
+            return kTurboTrtOk;
+        });
+    }
+
+    bool stopped() const { return mStopped; }
+
+private:
+    struct Phase {
+        std::string parent;
+        int32_t steps;
+    };
+
+    void report(char const* name, Phase const& phase, int32_t step) {
+        if (mProgress(mUser, name, phase.parent.c_str(), phase.steps, step) == 0) mStopped = true;
+    }
+
+    TurboTrtProgressFn mProgress;
+    void* mUser;
+    std::mutex mMutex;
+    std::map<std::string, Phase> mPhases;
+    std::atomic<bool> mStopped{false};
+};
+
+void configure(nvinfer1::IBuilderConfig& config, TurboTrtBuildOptions const& options) {
+    using nvinfer1::BuilderFlag;
+    if (options.strip != 0) config.setFlag(BuilderFlag::kSTRIP_PLAN);
+    if (options.refit != 0 || options.strip != 0) config.setFlag(BuilderFlag::kREFIT_IDENTICAL);
+    if (options.tf32 == 0) config.clearFlag(BuilderFlag::kTF32);
+    config.setBuilderOptimizationLevel(options.level);
+    if (options.workspace > 0) {
+        config.setMemoryPoolLimit(
+            nvinfer1::MemoryPoolType::kWORKSPACE, static_cast<size_t>(options.workspace));
+    }
+}
+
+// A cache of another version or GPU is no reason to fail: the build starts with an empty one.
+std::unique_ptr<nvinfer1::ITimingCache> useTimingCache(
+    nvinfer1::IBuilderConfig& config, TurboTrtBuildOptions const& options) {
+    std::unique_ptr<nvinfer1::ITimingCache> cache;
+    if (options.timing_cache != nullptr) {
+        cache.reset(config.createTimingCache(options.timing_cache, options.timing_cache_bytes));
+        if (cache && config.setTimingCache(*cache, false)) return cache;
+    }
+    cache.reset(config.createTimingCache(nullptr, 0));
+    if (cache && config.setTimingCache(*cache, false)) return cache;
+    return nullptr;
+}
+
+}  // namespace
+}  // namespace turbo
+
+int32_t turbo_trt_builder_create(TurboTrtLibrary const* library, TurboTrtBuilder** out) {
+    using namespace turbo;
+    return guarded([&] {
+        if (library->createParser == nullptr) {
+            return fail(kTurboTrtInternal, {}, "the ONNX parser was not opened");
+        }
+        int32_t const code = loadResources(*library);
+        if (code != kTurboTrtOk) return code;
+        auto made = std::make_unique<TurboTrtBuilder>();
+        made->library = library;
+        made->builder.reset(
+            static_cast<nvinfer1::IBuilder*>(library->createBuilder(&logger(), library->asked())));
+        if (!made->builder) return fail(kTurboTrtBuild, {}, "TensorRT makes no builder");
+        made->network.reset(made->builder->createNetworkV2(kNetworkFlags));
+        if (!made->network) return fail(kTurboTrtBuild, {}, "TensorRT makes no network");
+        *out = made.release();
+        return int32_t{kTurboTrtOk};
+    });
+}
+
+void turbo_trt_builder_destroy(TurboTrtBuilder* builder) { delete builder; }
+
+int32_t turbo_trt_builder_load_plugins(TurboTrtBuilder* builder, char const* file) {
+    using namespace turbo;
+    return guarded([&] {
+        if (builder->builder->getPluginRegistry().loadLibrary(file) != nullptr) return int32_t{kTurboTrtOk};
+        return fail(kTurboTrtPlugins, file, "TensorRT cannot load it as a plugin library");
+    });
+}
+
+int32_t turbo_trt_builder_parse(TurboTrtBuilder* builder, void const* onnx, size_t bytes, char const* path,
+    TurboTrtWeight const* weights, size_t count) {
+    using namespace turbo;
+    return guarded([&] {
+        if (builder->parser) return fail(kTurboTrtInternal, {}, "the builder has parsed a model already");
+        builder->parser.reset(static_cast<nvonnxparser::IParser*>(
+            builder->library->createParser(builder->network.get(), &logger(), NV_ONNX_PARSER_VERSION)));
+        if (!builder->parser) return fail(kTurboTrtParse, {}, "TensorRT makes no parser");
+        auto& parser = *builder->parser;
+        if (builder->library->version < kParserTakesWeights || count == 0) {
+            return parser.parse(onnx, bytes, path) ? int32_t{kTurboTrtOk} : parseFailed(parser);
+        }
+        if (!parser.loadModelProto(onnx, bytes, path)) return parseFailed(parser);
+        for (size_t i = 0; i < count; ++i) {
+            TurboTrtWeight const& weight = weights[i];
+            if (!parser.loadInitializer(weight.name, weight.data, weight.bytes)) {
+                return parseFailed(parser, weight.name);
+            }
+        }
+        return parser.parseModelProto() ? int32_t{kTurboTrtOk} : parseFailed(parser);
+    });
+}
+
+int32_t turbo_trt_builder_layers(TurboTrtBuilder const* builder, TurboTrtLayerFn layer, void* user) {
+    using namespace turbo;
+    return guarded([&] {
+        for (int32_t i = 0; i < builder->network->getNbLayers(); ++i) {
+            nvinfer1::ILayer* const found = builder->network->getLayer(i);
+            char const* op = nullptr;
+            if (found->getType() == nvinfer1::LayerType::kPLUGIN_V3) {
+                auto& plugin = static_cast<nvinfer1::IPluginV3Layer*>(found)->getPlugin();
+                auto const* const core = static_cast<nvinfer1::IPluginV3OneCore const*>(
+                    plugin.getCapabilityInterface(nvinfer1::PluginCapabilityType::kCORE));
+                op = core == nullptr ? "" : orEmpty(core->getPluginName());
+            }
+            layer(user, orEmpty(found->getName()), op);
+        }
+        return int32_t{kTurboTrtOk};
+    });
+}
+
+int32_t turbo_trt_builder_build(
+    TurboTrtBuilder* builder, TurboTrtBuildOptions const* options, TurboTrtPlan** out) {
+    using namespace turbo;
+    return guarded([&] {
+        // Before the configuration that points to it, so that it goes after.
+        Monitor monitor(options->progress, options->user);
+        std::unique_ptr<nvinfer1::IBuilderConfig> const config(builder->builder->createBuilderConfig());
+        if (!config) return fail(kTurboTrtBuild, {}, "TensorRT makes no configuration");
+        configure(*config, *options);
+        if (options->progress != nullptr) config->setProgressMonitor(&monitor);
+        auto cache = useTimingCache(*config, *options);
+        auto const* const timings = cache.get();
+        if (cache) builder->timingCaches.push_back(std::move(cache));
+
+        auto made = std::make_unique<TurboTrtPlan>();
+        made->plan.reset(builder->builder->buildSerializedNetwork(*builder->network, *config));
+        if (monitor.stopped()) return fail(kTurboTrtInterrupted, {}, "interrupted");
+        if (!made->plan) return fail(kTurboTrtBuild, {}, "TensorRT builds no plan");
+        if (timings != nullptr) made->timingCache.reset(timings->serialize());
+        *out = made.release();
+        return int32_t{kTurboTrtOk};
+    });
+}
+
+void turbo_trt_plan_destroy(TurboTrtPlan* plan) { delete plan; }
+
+void turbo_trt_plan_bytes(TurboTrtPlan const* plan, void const** data, size_t* bytes) {
+    *data = plan->plan->data();
+    *bytes = plan->plan->size();
+}
+
+void turbo_trt_plan_timing_cache(TurboTrtPlan const* plan, void const** data, size_t* bytes) {
+    *data = plan->timingCache ? plan->timingCache->data() : nullptr;
+    *bytes = plan->timingCache ? plan->timingCache->size() : 0;
+}

@@ -1,0 +1,281 @@
+//! From an ONNX graph to a plan.
+
+use std::ffi::{CString, c_char, c_void};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use crate::api::{Raw, RawBuildOptions, RawWeight};
+use crate::shim::{c_name, c_path, text};
+use crate::{Error, Library, Shim};
+
+/// TensorRT's builder. Making one takes seconds: it reads the builder's kernels.
+#[derive(Debug)]
+pub struct Builder {
+    library: Library,
+    raw: Raw,
+}
+
+// SAFETY: TensorRT's builder may move between threads; all use takes the value exclusively.
+unsafe impl Send for Builder {}
+
+/// Bytes of an initializer.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight<'w> {
+    /// Name of the initializer.
+    pub name: &'w str,
+    /// Its elements.
+    pub data: &'w [u8],
+}
+
+/// Where the values of a graph's external initializers are.
+///
+/// A library that [takes weights](Library::takes_weights) gets `data` and copies nothing; an older one reads
+/// the graph's external data beside `path`. Without data every library reads.
+#[derive(Clone, Debug, Default)]
+pub struct Weights<'w> {
+    /// Absolute path of the ONNX file; its folder is what locations are relative to. The file need not exist.
+    pub path: Option<&'w Path>,
+    /// The values.
+    pub data: Vec<Weight<'w>>,
+}
+
+/// A layer of the parsed network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Its name, made from the node's.
+    pub name: String,
+    /// The op, where a plugin computes it.
+    pub plugin: Option<String>,
+}
+
+/// How to build.
+#[derive(Clone, Copy, Debug)]
+pub struct BuildOptions<'a> {
+    /// Leave large weights out of the plan: they come back by refitting.
+    pub strip: bool,
+    /// Let weights be refitted, with the values that they were built with.
+    pub refit: bool,
+    /// Let f32 products round their factors to TF32.
+    pub tf32: bool,
+    /// Optimisation level, 0 to 5.
+    pub level: u8,
+    /// Most bytes of a layer's workspace; all memory when absent.
+    pub workspace: Option<u64>,
+    /// What an earlier build measured; ignored if it does not fit.
+    pub timing_cache: Option<&'a [u8]>,
+}
+
+impl Default for BuildOptions<'_> {
+    fn default() -> Self {
+        BuildOptions { strip: false, refit: false, tf32: true, level: 3, workspace: None, timing_cache: None }
+    }
+}
+
+/// Where a build stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// What is done.
+    pub phase: &'a str,
+    /// The phase that it is part of; empty for none.
+    pub parent: &'a str,
+    /// Steps of the phase.
+    pub steps: u32,
+    /// Steps done.
+    pub step: u32,
+}
+
+impl Builder {
+    /// A builder on the thread's current GPU.
+    ///
+    /// # Errors
+    /// No parser beside the library, no GPU, or what TensorRT says.
+    pub fn new(library: &Library) -> Result<Builder, Error> {
+        library.open_parser()?;
+        let shim = library.shim();
+        let mut raw: Raw = std::ptr::null_mut();
+        // SAFETY: a live library, and a place for a handle that outlives the call.
+        shim.check(unsafe { (shim.api.builder_create)(library.handle.raw, &raw mut raw) })?;
+        Ok(Builder { library: library.clone(), raw })
+    }
+
+    fn shim(&self) -> Shim {
+        self.library.shim()
+    }
+
+    /// Loads a plugin library, whose ops graphs may use from then on.
+    ///
+    /// # Errors
+    /// A library that cannot be loaded or holds no plugins.
+    pub fn load_plugins(&mut self, path: &Path) -> Result<(), Error> {
+        let path = c_path(path)?;
+        // SAFETY: a live builder and a string that outlives the call.
+        self.shim().check(unsafe { (self.shim().api.builder_load_plugins)(self.raw, path.as_ptr()) })
+    }
+
+    /// Parses a graph into a strongly typed network.
+    ///
+    /// # Errors
+    /// What the parser says, node by node.
+    pub fn parse<'w>(self, onnx: &[u8], weights: &Weights<'w>) -> Result<Network<'w>, Error> {
+        let path = weights.path.map(c_path).transpose()?;
+        let names: Vec<CString> = weights.data.iter().map(|w| c_name(w.name)).collect::<Result<_, _>>()?;
+        let raw = |(weight, name): (&Weight<'w>, &CString)| RawWeight {
+            name: name.as_ptr(),
+            data: weight.data.as_ptr().cast(),
+            bytes: weight.data.len(),
+        };
+        let raw: Vec<RawWeight> = weights.data.iter().zip(&names).map(raw).collect();
+        let path = path.as_ref().map_or(std::ptr::null(), |path| path.as_ptr());
+        // SAFETY: a live builder; the graph and the path are needed during the call only, names and values
+        // live as long as the network, which owns or borrows them and destroys the builder first.
+        let parsed = unsafe {
+            let onnx_bytes: *const c_void = onnx.as_ptr().cast();
+            (self.shim().api.builder_parse)(self.raw, onnx_bytes, onnx.len(), path, raw.as_ptr(), raw.len())
+        };
+        self.shim().check(parsed)?;
+        Ok(Network { builder: self, _names: names, _weights: PhantomData })
+    }
+}
+
+impl Drop for Builder {
+    fn drop(&mut self) {
+        // SAFETY: made by `builder_create` and destroyed once; the library lives longer.
+        unsafe { (self.shim().api.builder_destroy)(self.raw) }
+    }
+}
+
+/// A parsed network, over weights that it borrows.
+#[derive(Debug)]
+pub struct Network<'w> {
+    // Before what it points into.
+    builder: Builder,
+    _names: Vec<CString>,
+    _weights: PhantomData<&'w [u8]>,
+}
+
+impl Network<'_> {
+    /// All layers, in the network's order.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn layers(&self) -> Result<Vec<Layer>, Error> {
+        let shim = self.builder.shim();
+        let mut layers: Vec<Layer> = Vec::new();
+        // SAFETY: a live builder; `push_layer` gets the pointer to `layers`, which outlives the call.
+        shim.check(unsafe {
+            (shim.api.builder_layers)(self.builder.raw, push_layer, (&raw mut layers).cast())
+        })?;
+        Ok(layers)
+    }
+
+    /// Builds. `progress` is asked at every step whether to go on, from TensorRT's threads, one at a time.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] when it said no, or what TensorRT says.
+    pub fn build(
+        &mut self,
+        options: &BuildOptions<'_>,
+        progress: &(dyn Fn(Progress<'_>) -> bool + Sync),
+    ) -> Result<Plan, Error> {
+        let shim = self.builder.shim();
+        let cache = options.timing_cache.unwrap_or_default();
+        let raw_options = RawBuildOptions {
+            strip: options.strip.into(),
+            refit: options.refit.into(),
+            tf32: options.tf32.into(),
+            level: options.level.into(),
+            workspace: options.workspace.map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+            timing_cache: if cache.is_empty() { std::ptr::null() } else { cache.as_ptr().cast() },
+            timing_cache_bytes: cache.len(),
+            progress: Some(report),
+            user: (&raw const progress).cast_mut().cast(),
+        };
+        let mut raw: Raw = std::ptr::null_mut();
+        // SAFETY: a live builder; the options and what they point to outlive the call, and `report` gets the
+        // pointer to `progress`, which may be called from other threads.
+        shim.check(unsafe {
+            (shim.api.builder_build)(self.builder.raw, &raw const raw_options, &raw mut raw)
+        })?;
+        Ok(Plan { library: self.builder.library.clone(), raw })
+    }
+}
+
+/// A built plan.
+#[derive(Debug)]
+pub struct Plan {
+    library: Library,
+    raw: Raw,
+}
+
+// SAFETY: constant memory that may be freed on any thread.
+unsafe impl Send for Plan {}
+// SAFETY: as above.
+unsafe impl Sync for Plan {}
+
+impl Plan {
+    /// What [`Runtime::deserialize`](crate::Runtime::deserialize) takes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: see `view`.
+        unsafe { self.view(self.library.shim().api.plan_bytes) }
+    }
+
+    /// What the build measured, for the next one; empty if TensorRT gave none.
+    pub fn timing_cache(&self) -> &[u8] {
+        // SAFETY: see `view`.
+        unsafe { self.view(self.library.shim().api.plan_timing_cache) }
+    }
+
+    /// # Safety
+    /// `get` gives null or memory that lives as long as the plan.
+    unsafe fn view(&self, get: unsafe extern "C" fn(Raw, *mut *const c_void, *mut usize)) -> &[u8] {
+        let (mut data, mut bytes) = (std::ptr::null(), 0);
+        // SAFETY: a live plan, and places that outlive the call.
+        unsafe { get(self.raw, &raw mut data, &raw mut bytes) };
+        if data.is_null() {
+            return &[];
+        }
+        // SAFETY: the caller says so.
+        unsafe { std::slice::from_raw_parts(data.cast(), bytes) }
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made by `builder_build` and destroyed once.
+        unsafe { (self.library.shim().api.plan_destroy)(self.raw) }
+    }
+}
+
+unsafe extern "C" fn push_layer(user: Raw, name: *const c_char, op: *const c_char) {
+    // SAFETY: `layers` passes a pointer to its list, which nothing else uses meanwhile; the strings live
+    // during the call, and `op` may be null.
+    unsafe {
+        let plugin = (!op.is_null()).then(|| text(op));
+        (*user.cast::<Vec<Layer>>()).push(Layer { name: text(name), plugin });
+    }
+}
+
+unsafe extern "C" fn report(
+    user: Raw,
+    phase: *const c_char,
+    parent: *const c_char,
+    steps: i32,
+    step: i32,
+) -> i32 {
+    // SAFETY: `build` passes a pointer to its reference, which lives until the build is over; the callee may
+    // be called from any thread.
+    let progress = unsafe { *user.cast::<&(dyn Fn(Progress<'_>) -> bool + Sync)>() };
+    // SAFETY: the strings live during the call.
+    let (phase, parent) = unsafe { (text(phase), text(parent)) };
+    let progress = AssertUnwindSafe(|| {
+        progress(Progress {
+            phase: &phase,
+            parent: &parent,
+            steps: steps.unsigned_abs(),
+            step: step.unsigned_abs(),
+        })
+    });
+    // A panic stops the build: it cannot pass through TensorRT.
+    i32::from(catch_unwind(progress).unwrap_or(false))
+}
