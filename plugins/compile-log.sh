@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs a compiler and keeps what it says in a log beside the object file, x.o.log for "-o x.o"; a failure is also shown.
+# Runs a compiler and keeps what it says in a log beside the object file, x.o.log for "-o x.o". What a failed one
+# says is also shown.
 object=
 previous=
 for argument; do

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -25,8 +27,12 @@ pub trait Progress {
     fn begin(&mut self, what: &str, total: Option<u64>);
     /// `bytes` more are done.
     fn advance(&mut self, bytes: u64);
+    /// Set when the user asks to stop.
+    fn stop_flag(&self) -> Arc<AtomicBool>;
     /// Whether the user asked to stop.
-    fn cancelled(&self) -> bool;
+    fn cancelled(&self) -> bool {
+        self.stop_flag().load(Ordering::Relaxed)
+    }
 }
 
 /// Reports nothing and never stops.
@@ -35,8 +41,8 @@ pub struct NoProgress;
 impl Progress for NoProgress {
     fn begin(&mut self, _: &str, _: Option<u64>) {}
     fn advance(&mut self, _: u64) {}
-    fn cancelled(&self) -> bool {
-        false
+    fn stop_flag(&self) -> Arc<AtomicBool> {
+        Arc::default()
     }
 }
 

@@ -53,9 +53,21 @@ pub enum CompileError {
         /// What the system says.
         cause: std::io::Error,
     },
+    /// TensorRT, the GPU or its libraries.
+    #[error("{0}")]
+    Gpu(turbo_pipeline::RunError),
     /// Ctrl-C.
     #[error("interrupted; nothing was written")]
     Interrupted,
+}
+
+impl From<turbo_pipeline::RunError> for CompileError {
+    fn from(error: turbo_pipeline::RunError) -> Self {
+        match error {
+            turbo_pipeline::RunError::Interrupted => CompileError::Interrupted,
+            error => CompileError::Gpu(error),
+        }
+    }
 }
 
 impl CompileError {
@@ -75,7 +87,7 @@ impl CompileError {
             | CompileError::Checkpoint(_)
             | CompileError::Network { .. }
             | CompileError::Onnx { .. } => 3,
-            CompileError::EngineFile(_) | CompileError::Io { .. } => 4,
+            CompileError::EngineFile(_) | CompileError::Io { .. } | CompileError::Gpu(_) => 4,
             CompileError::Interrupted => 130,
         }
     }

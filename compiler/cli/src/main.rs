@@ -221,7 +221,7 @@ impl Progress for Bars {
         }
     }
 
-    fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+    fn stop_flag(&self) -> Arc<AtomicBool> {
+        self.cancelled.clone()
     }
 }

@@ -26,8 +26,8 @@ Status launch(TurboSageAttention::Attrs const& attrs, Call const& call, void* me
     attn::Kept const all{nullptr, buffers.blocks};
     return attn::byType(call.in[0].type, [&](auto type) {
         attn::Linear<decltype(type)> const none{};
-        return attn::launchSage<false>(buffers, shape, call, all, attrs.block_q, attrs.block_k, isFp8(attrs), none,
-                                       stream);
+        return attn::launchSage<false>(buffers, shape, call, all, attrs.block_q, attrs.block_k, isFp8(attrs),
+                                       none, stream);
     });
 }
 

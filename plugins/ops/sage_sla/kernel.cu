@@ -44,8 +44,8 @@ Status launch(TurboSageSla::Attrs const& attrs, Call const& call, void* memory, 
         attn::Linear<T> linear;
         Status const status = attn::prepareLinear(buffers.linear, shape, call, Op::kInProjW, stream, &linear);
         if (!status.ok()) return status;
-        return attn::launchSage<true>(buffers.sage, shape, call, kept, attrs.block_q, attrs.block_k, isFp8(attrs),
-                                      linear, stream);
+        return attn::launchSage<true>(buffers.sage, shape, call, kept, attrs.block_q, attrs.block_k,
+                                      isFp8(attrs), linear, stream);
     });
 }
 

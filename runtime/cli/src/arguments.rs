@@ -51,6 +51,12 @@ pub struct Cli {
     /// ONNX Runtime's library [default: searched next to the command and on the loader's path]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Machine")]
     pub onnxruntime: Option<PathBuf>,
+    /// TensorRT: its folder, or libnvinfer itself [default: TENSORRT_ROOT, then the loader's path]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, help_heading = "Machine")]
+    pub tensorrt: Option<PathBuf>,
+    /// Folder of libturbo_trt and libturbo_plugins [default: beside this program, then target/gpu/lib]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Machine")]
+    pub gpu_libraries: Option<PathBuf>,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Machine", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,

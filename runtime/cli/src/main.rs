@@ -16,9 +16,9 @@ use bars::Bars;
 use clap::{CommandFactory, Parser};
 use etcetera::BaseStrategy;
 use serde_json::json;
-use turbo_engine_file::EngineFile;
-use turbo_pipeline::backend;
-use turbo_pipeline::{EmbeddingCache, Engine, Precision, Report, Request, RunError};
+use turbo_engine_file::{BackendKind, EngineFile};
+use turbo_pipeline::tensorrt::Device;
+use turbo_pipeline::{Backend, EmbeddingCache, Engine, Precision, Report, Request, RunError, backend};
 use video::Video;
 
 fn main() -> ExitCode {
@@ -46,7 +46,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         RunError::Usage { .. } | RunError::Text(_) | RunError::Sampler(_) => 2,
         RunError::EngineFile(_) | RunError::Inconsistent(_) => 3,
         RunError::Media(error) => media_code(error),
-        RunError::Backend(_) | RunError::Machine { .. } => 4,
+        RunError::Backend(_) | RunError::TensorRt(_) | RunError::Machine { .. } => 4,
         RunError::Interrupted => 130,
     }
 }
@@ -99,8 +99,15 @@ fn generate(cli: &Cli) -> anyhow::Result<()> {
         .context("cannot listen for Ctrl-C")?;
     // Opened before any work, so that an output that cannot be written fails in the first second.
     let video = Video::create(&cli.output, &shape, cli.contact_sheet.as_deref())?;
-    let runtime =
-        backend::init(cli.onnxruntime.as_deref(), cli.threads.map(usize::from)).map_err(RunError::from)?;
+    let backend = match file.manifest().backend.kind {
+        BackendKind::OnnxRuntimeCpu => {
+            let threads = cli.threads.map(usize::from);
+            backend::init(cli.onnxruntime.as_deref(), threads).map_err(RunError::from)?.into()
+        }
+        BackendKind::TensorRt => {
+            Backend::from(Device::open(cli.gpu_libraries.as_deref(), cli.tensorrt.as_deref())?)
+        }
+    };
     let request = Request {
         prompt,
         image,
@@ -112,7 +119,7 @@ fn generate(cli: &Cli) -> anyhow::Result<()> {
         precision: Precision::Bf16,
         cache: cache_folder(cli).map(|folder| EmbeddingCache::new(&folder)),
     };
-    let engine = Engine::new(file, runtime)?;
+    let engine = Engine::new(file, backend)?;
     let opened = start.elapsed().as_secs_f64();
     let (report, encoding) = video.fill(|frame| engine.generate(request, &mut bars, frame))?;
     bars.finish();
@@ -153,6 +160,9 @@ fn summary(cli: &Cli, report: &Report, opened: f64, encoding: f64, total: f64) -
     );
     if let Some(peak) = report.peak_memory_bytes {
         text += &format!(", peak memory {:.0} MiB", peak as f64 / (1 << 20) as f64);
+    }
+    if let Some(peak) = report.peak_gpu_memory_bytes {
+        text += &format!(", on the GPU {:.0} MiB", peak as f64 / (1 << 20) as f64);
     }
     text.push('\n');
     let mut parts: Vec<(String, f64)> = vec![("open".to_string(), opened)];

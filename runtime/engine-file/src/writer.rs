@@ -107,6 +107,20 @@ impl Writer {
         Ok(Some((file.get_ref().path().to_path_buf(), content)))
     }
 
+    /// SHA-256 of an entry that was added.
+    pub fn digest(&self, entry: &str) -> Option<&str> {
+        self.find(entry).map(|written| written.entry.sha256.as_str())
+    }
+
+    /// Size of an entry that was added.
+    pub fn size(&self, entry: &str) -> Option<u64> {
+        self.find(entry).map(|written| written.entry.bytes)
+    }
+
+    fn find(&self, entry: &str) -> Option<&Written> {
+        self.entries.iter().find(|written| written.entry.path == entry)
+    }
+
     /// Writes the manifest, with [`Manifest::entries`] filled in, and gives the file its name.
     ///
     /// # Errors

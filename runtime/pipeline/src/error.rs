@@ -22,6 +22,9 @@ pub enum RunError {
     /// ONNX Runtime is missing or failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// TensorRT is missing or failed.
+    #[error(transparent)]
+    TensorRt(turbo_trt::Error),
     /// The prompt cannot be used.
     #[error(transparent)]
     Text(#[from] turbo_text::Error),
@@ -42,6 +45,15 @@ pub enum RunError {
     /// Ctrl-C.
     #[error("interrupted; nothing was written")]
     Interrupted,
+}
+
+impl From<turbo_trt::Error> for RunError {
+    fn from(error: turbo_trt::Error) -> Self {
+        match error {
+            turbo_trt::Error::Interrupted => RunError::Interrupted,
+            error => RunError::TensorRt(error),
+        }
+    }
 }
 
 impl RunError {

@@ -153,7 +153,8 @@ impl Engine {
         match &self.backend {
             Backend::Onnx(runtime) => self.video(request, &mut run, &mut Onnx::new(runtime), frame),
             Backend::TensorRt(device) => {
-                self.video(request, &mut run, &mut TensorRt::new(device, &self.file)?, frame)
+                let mut executor = TensorRt::new(device, &run)?;
+                self.video(request, &mut run, &mut executor, frame)
             }
         }
     }

@@ -7,11 +7,15 @@
 pub mod backend;
 mod cache;
 mod error;
+mod executor;
 mod generate;
+mod onnx;
 mod report;
+mod run;
 mod stage;
+pub mod tensorrt;
 
 pub use cache::EmbeddingCache;
 pub use error::RunError;
-pub use generate::{Engine, Events, Precision, Request, Silent};
+pub use generate::{Backend, Engine, Events, Precision, Request, Silent};
 pub use report::{Report, Timing};

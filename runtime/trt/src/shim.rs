@@ -14,6 +14,7 @@ use crate::{Error, Version};
 #[derive(Clone, Copy)]
 pub struct Shim {
     pub(crate) api: &'static Api,
+    path: &'static Path,
 }
 
 impl std::fmt::Debug for Shim {
@@ -66,7 +67,12 @@ impl Shim {
         // SAFETY: the version says that this is the shim that `api` describes; it is never unloaded.
         let api = unsafe { Api::load(&library) }.map_err(unusable)?;
         std::mem::forget(library);
-        Ok(Shim { api: Box::leak(Box::new(api)) })
+        Ok(Shim { api: Box::leak(Box::new(api)), path: Box::leak(path.into()) })
+    }
+
+    /// The file that it was loaded from.
+    pub fn path(self) -> &'static Path {
+        self.path
     }
 
     /// Major version of TensorRT that it was compiled for.

@@ -1,8 +1,8 @@
-// What the attention kernels share: the shape of a problem, rows of one head, lists of key blocks, the softmax with a
-// running maximum (FlashAttention, arXiv:2205.14135), and how kernels are launched.
+// What the attention kernels share: the shape of a problem, rows of one head, lists of key blocks, the
+// softmax with a running maximum (FlashAttention, arXiv:2205.14135), and how kernels are launched.
 //
-// A block of threads attends for 16 queries per warp; a warp holds its queries, scores and sums in registers, in the
-// layout of attn_mma.cuh. Channels of a head are padded with zeros to kHeadDim.
+// A block of threads attends for 16 queries per warp; a warp holds its queries, scores and sums in registers,
+// in the layout of attn_mma.cuh. Channels of a head are padded with zeros to kHeadDim.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -31,6 +31,9 @@ struct Shape {
 };
 
 __host__ __device__ inline int32_t ceilDiv(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+// Where chunk `chunk` of row `row` of 16 bit elements lies in shared memory.
+__device__ inline int rowChunk(int row, int chunk) { return swizzle<kRowChunks>(row, chunk); }
 
 // One head's rows of a tensor.
 template <class T>
@@ -83,7 +86,7 @@ template <class T>
 __device__ inline void loadRows(uint4* shared, Rows<T const> const& rows, int32_t first, int count) {
     for (int i = threadIdx.x; i < count * kRowChunks; i += blockDim.x) {
         int const row = i / kRowChunks, chunk = i % kRowChunks;
-        uint4* const to = shared + swizzle<kRowChunks>(row, chunk);
+        uint4* const to = shared + rowChunk(row, chunk);
         if (rows.vector) {
             bool const valid = first + row < rows.count && chunk * 8 < rows.d;
             copyAsync(to, valid ? rows.at(first + row, chunk * 8) : rows.data, valid);
@@ -97,6 +100,7 @@ __device__ inline void loadRows(uint4* shared, Rows<T const> const& rows, int32_
 template <int kChunks>
 __device__ inline void loadPacked(uint4* shared, void const* packed, int count) {
     uint4 const* const from = static_cast<uint4 const*>(packed);
+    // Few turns: unrolling would only cost registers.
 #pragma unroll 1
     for (int i = threadIdx.x; i < count * kChunks; i += blockDim.x) {
         copyAsync(shared + swizzle<kChunks>(i / kChunks, i % kChunks), from + i);
@@ -110,7 +114,9 @@ using Queries = uint32_t[kHeadDim / 16][4];
 __device__ inline int fragmentChannel(int step, int i) { return step * 16 + i / 2 * 8 + threadIdx.x % 4 * 2; }
 
 // The first query of this thread's warp.
-__device__ inline int32_t warpQuery() { return blockIdx.x * (blockDim.x / 2) + threadIdx.x / 32 * kWarpQueries; }
+__device__ inline int32_t warpQuery() {
+    return (blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32) * kWarpQueries;
+}
 
 template <class T>
 __device__ inline void loadQueries(Queries& q, Rows<T const> const& rows) {
@@ -135,15 +141,15 @@ __device__ inline void loadQueries(Queries& q, Rows<T const> const& rows) {
     }
 }
 
-// The key blocks that the query blocks keep: rows of `keep` numbers for each batch, head and query block, or all of them
-// in order where `lut` is null.
+// The key blocks that the query blocks keep: rows of `keep` numbers for each batch, head and query block, or
+// all of them in order where `lut` is null.
 struct Kept {
     int32_t const* lut;
     int32_t keep;
 };
 
-// Goes through the kept tiles of kTile keys of this thread block's queries; a block of keys is one tile or some. What is
-// no block is left out.
+// Goes through the kept tiles of kTile keys of this thread block's queries; a block of keys is one tile or
+// some. What is no block is left out.
 template <int kTile>
 struct KeyTiles {
     int32_t const* lut;
@@ -186,8 +192,8 @@ struct Softmax {
     float sum[2] = {0, 0};  // of this lane's columns
     float out[kHeadDim / 8][4] = {};
 
-    // Turns scores of one tile into probabilities 2^(score * factor - max + offset) and rescales what was summed before.
-    // `round` gives a probability as the denominator sees it.
+    // Turns scores of one tile into probabilities 2^(score * factor - max + offset) and rescales what was
+    // summed before. `round` gives a probability as the denominator sees it.
     template <int kTiles, class Round>
     __device__ void step(float (&scores)[kTiles][4], float factor, float offset, Round round) {
         float shift[2], shrink[2];
@@ -226,13 +232,14 @@ struct Softmax {
         int const lane = threadIdx.x % 32;
 #pragma unroll
         for (int step = 0; step < kTiles / 2; ++step) {
-            uint32_t const a[4] = {
-                pack<T>(p[2 * step][0], p[2 * step][1]), pack<T>(p[2 * step][2], p[2 * step][3]),
-                pack<T>(p[2 * step + 1][0], p[2 * step + 1][1]), pack<T>(p[2 * step + 1][2], p[2 * step + 1][3])};
+            float const(&low)[4] = p[2 * step];
+            float const(&high)[4] = p[2 * step + 1];
+            uint32_t const a[4] = {pack<T>(low[0], low[1]), pack<T>(low[2], low[3]),
+                                   pack<T>(high[0], high[1]), pack<T>(high[2], high[3])};
 #pragma unroll
             for (int n = 0; n < kHeadDim / 16; ++n) {
                 uint32_t b[4];
-                loadMatricesTransposed(b, values + swizzle<kRowChunks>(step * 16 + lane % 16, n * 2 + lane / 16));
+                loadMatricesTransposed(b, values + rowChunk(step * 16 + lane % 16, n * 2 + lane / 16));
                 mma<T>(out[2 * n], a, b[0], b[1]);
                 mma<T>(out[2 * n + 1], a, b[2], b[3]);
             }
@@ -315,7 +322,8 @@ inline Shape shapeOf(Call const& call, int32_t heads) {
     auto const size = [](int64_t n) { return static_cast<int32_t>(n); };
     Shape shape{size(q.dim[0]), size(q.dim[1]), size(k.dim[1]), heads, size(q.dim[2] / heads), false};
     auto const aligned = [](Tensor const& x) { return reinterpret_cast<uintptr_t>(x.data) % 16 == 0; };
-    shape.vector = shape.d % 8 == 0 && aligned(q) && aligned(k) && aligned(call.in[2]) && aligned(call.out[0]);
+    shape.vector =
+        shape.d % 8 == 0 && aligned(q) && aligned(k) && aligned(call.in[2]) && aligned(call.out[0]);
     return shape;
 }
 
@@ -323,8 +331,11 @@ inline Shape shapeOf(Call const& call, int32_t heads) {
 inline Status checkShape(Call const& call, int32_t heads) {
     Tensor const &q = call.in[0], &k = call.in[1];
     if (q.type != DType::kBF16 && q.type != DType::kF16) return {"q, k and v must be bf16 or f16"};
-    if (heads < 1 || heads > 65535 || q.dim[2] % heads != 0) return {"heads must be 1 to 65535 and divide the channels"};
-    if (q.dim[2] < heads || q.dim[2] > int64_t{heads} * kHeadDim) return {"a head must have 1 to 128 channels"};
+    int64_t const width = q.dim[2];
+    if (heads < 1 || heads > 65535 || width % heads != 0) {
+        return {"heads must be 1 to 65535 and divide the channels"};
+    }
+    if (width < heads || width > int64_t{heads} * kHeadDim) return {"a head must have 1 to 128 channels"};
     // Grids are 65535 high and deep.
     if (q.dim[0] < 1 || q.dim[0] > 32767) return {"the batch must be 1 to 32767"};
     constexpr int64_t kMaxTokens = int64_t{1} << 23;
@@ -347,7 +358,8 @@ Status byType(DType type, F&& f) {
 }
 
 template <class... P, class... A>
-Status enqueue(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, A const&... args) {
+Status enqueue(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+               A const&... args) {
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
     config.blockDim = block;

@@ -1,5 +1,5 @@
-// Softmax attention in the activation type (FlashAttention-2, arXiv:2307.08691), dense or over kept key blocks, with the
-// linear branch of SLA where there is one.
+// Softmax attention in the activation type (FlashAttention-2, arXiv:2307.08691), dense or over kept key
+// blocks, with the linear branch of SLA where there is one.
 #pragma once
 
 #include "attn_linear.cuh"
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kMaxThreads)
             for (int n = 0; n < kExactTile / 16; ++n) {
                 uint32_t b[4];
                 int const key = n * 16 + lane % 8 + lane / 16 * 8;
-                loadMatrices(b, keys + swizzle<kRowChunks>(key, step * 2 + lane / 8 % 2));
+                loadMatrices(b, keys + rowChunk(key, step * 2 + lane / 8 % 2));
                 mma<T>(scores[2 * n], queries[step], b[0], b[1]);
                 mma<T>(scores[2 * n + 1], queries[step], b[2], b[3]);
             }

@@ -1,8 +1,9 @@
-// The linear attention branch of SLA (arXiv:2509.24006): o += proj_l(phi(q) (phi(k)^T v) / (1e-5 + phi(q) . sum phi(k)))
-// with phi = softmax over the channels of a head.
+// The linear attention branch of SLA (arXiv:2509.24006): o += proj_l(phi(q) (phi(k)^T v) / (1e-5 + phi(q) .
+// sum phi(k))) with phi = softmax over the channels of a head.
 //
-// Sums over keys are made segment by segment and added in order, so results do not depend on the schedule. The projection
-// is linear and goes into the d x d sums once. These are scaled by d / s, the size of what they average, to fit f16.
+// Sums over keys are made segment by segment and added in order, so results do not depend on the schedule.
+// The projection is linear and goes into the d x d sums once. These are scaled by d / s, the size of what
+// they average, to fit f16.
 #pragma once
 
 #include "attn.cuh"
@@ -16,8 +17,8 @@ constexpr int kStateTile = 64;
 constexpr int kStateSize = kHeadDim * kHeadDim;
 constexpr int kFoldRows = 16;
 
-// What the queries of all heads read: proj_w (phi(k)^T v) d / s as [batch, heads, feature, channel] and sum phi(k) as
-// [batch, heads, feature], padded with zeros.
+// What the queries of all heads read: proj_w (phi(k)^T v) d / s as [batch, heads, feature, channel] and sum
+// phi(k) as [batch, heads, feature], padded with zeros.
 template <class T>
 struct Linear {
     T const* projected;
@@ -25,8 +26,8 @@ struct Linear {
     float const* bias;
 };
 
-// phi(k)^T v and sum phi(k) of one segment of keys: states [batch, heads, segments, feature, channel] and sums
-// [batch, heads, segments, feature]. A warp makes 16 features.
+// phi(k)^T v and sum phi(k) of one segment of keys: states [batch, heads, segments, feature, channel] and
+// sums [batch, heads, segments, feature]. A warp makes 16 features.
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads)
     sumStates(Shape shape, T const* k, T const* v, float* states, float* sums) {
@@ -65,8 +66,10 @@ __global__ void __launch_bounds__(kMaxThreads)
         for (int j = 0; j < 4; ++j) {
             uint32_t words[4];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) words[i] = pack<T>(x[8 * j + 2 * i] * rest, x[8 * j + 2 * i + 1] * rest);
-            phi[swizzle<kRowChunks>(row, 4 * j + part)] = {words[0], words[1], words[2], words[3]};
+            for (int i = 0; i < 4; ++i) {
+                words[i] = pack<T>(x[8 * j + 2 * i] * rest, x[8 * j + 2 * i + 1] * rest);
+            }
+            phi[rowChunk(row, 4 * j + part)] = {words[0], words[1], words[2], words[3]};
         }
         copyWait();
         __syncthreads();
@@ -74,12 +77,12 @@ __global__ void __launch_bounds__(kMaxThreads)
         for (int step = 0; step < kStateTile / 16; ++step) {
             uint32_t a[4];
             int const key = step * 16 + lane % 8 + lane / 16 * 8;
-            loadMatricesTransposed(a, phi + swizzle<kRowChunks>(key, warp * 2 + lane / 8 % 2));
+            loadMatricesTransposed(a, phi + rowChunk(key, warp * 2 + lane / 8 % 2));
             mma<T>(sum, a, ones, ones);
 #pragma unroll
             for (int n = 0; n < kHeadDim / 16; ++n) {
                 uint32_t b[4];
-                loadMatricesTransposed(b, values + swizzle<kRowChunks>(step * 16 + lane % 16, n * 2 + lane / 16));
+                loadMatricesTransposed(b, values + rowChunk(step * 16 + lane % 16, n * 2 + lane / 16));
                 mma<T>(state[2 * n], a, b[0], b[1]);
                 mma<T>(state[2 * n + 1], a, b[2], b[3]);
             }
@@ -112,7 +115,9 @@ __global__ void __launch_bounds__(kHeadDim)
     float total[kFoldRows] = {};
     for (int32_t i = 0; i < segments; ++i) {
 #pragma unroll
-        for (int row = 0; row < kFoldRows; ++row) total[row] += states[int64_t{i} * kStateSize + row * kHeadDim];
+        for (int row = 0; row < kFoldRows; ++row) {
+            total[row] += states[int64_t{i} * kStateSize + row * kHeadDim];
+        }
     }
 #pragma unroll
     for (int row = 0; row < kFoldRows; ++row) {
@@ -140,8 +145,8 @@ __global__ void __launch_bounds__(kHeadDim)
 
 // Adds the branch to the outputs of a warp's queries. `shared` is free for kHeadDim rows.
 template <class T>
-__device__ inline void addLinear(Softmax& softmax, Queries const& q, Linear<T> const& linear, Shape const& shape,
-                                 uint4* shared) {
+__device__ inline void addLinear(Softmax& softmax, Queries const& q, Linear<T> const& linear,
+                                 Shape const& shape, uint4* shared) {
     int const lane = threadIdx.x % 32;
     int64_t const head = int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
     __syncthreads();
@@ -152,7 +157,7 @@ __device__ inline void addLinear(Softmax& softmax, Queries const& q, Linear<T> c
         float2 const pair = unpack<T>(q[step][i / 2]);
         return i % 2 == 0 ? pair.x : pair.y;
     };
-    float top[2] = {-FLT_MAX, -FLT_MAX}, total[2] = {}, dot[2] = {}, rest[2], factor[2];
+    float top[2] = {-FLT_MAX, -FLT_MAX}, total[2] = {}, dot[2] = {}, factor[2];
 #pragma unroll
     for (int step = 0; step < kHeadDim / 16; ++step) {
 #pragma unroll
@@ -165,36 +170,32 @@ __device__ inline void addLinear(Softmax& softmax, Queries const& q, Linear<T> c
         top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
         top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
     }
-    auto const power = [&](int step, int i) {
-        return exists(step, i) ? exp2Approx((element(step, i) - top[i / 2 % 2]) * kLog2e) : 0.0f;
-    };
+    // phi before its division by `total`, which waits for the end.
+    Queries phi;
     float const* const sums = linear.featureSums + head * kHeadDim;
 #pragma unroll
     for (int step = 0; step < kHeadDim / 16; ++step) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            float const x = power(step, i);
-            total[i / 2 % 2] += x;
-            dot[i / 2 % 2] = fmaf(x, sums[fragmentChannel(step, i / 2) + i % 2], dot[i / 2 % 2]);
+        for (int i = 0; i < 4; ++i) {
+            float x[2];
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                float const above = element(step, 2 * i + j) - top[i % 2];
+                x[j] = exists(step, 2 * i + j) ? exp2Approx(above * kLog2e) : 0.0f;
+                total[i % 2] += x[j];
+                dot[i % 2] = fmaf(x[j], sums[fragmentChannel(step, i) + j], dot[i % 2]);
+            }
+            phi[step][i] = pack<T>(x[0], x[1]);
         }
     }
+    float const size = static_cast<float>(shape.s) / static_cast<float>(shape.d);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         total[r] += __shfl_xor_sync(~0u, total[r], 1);
         total[r] += __shfl_xor_sync(~0u, total[r], 2);
         dot[r] += __shfl_xor_sync(~0u, dot[r], 1);
         dot[r] += __shfl_xor_sync(~0u, dot[r], 2);
-        rest[r] = 1.0f / total[r];
-        float const size = static_cast<float>(shape.s) / static_cast<float>(shape.d);
-        factor[r] = size / (kLinearEps + dot[r] * rest[r]);
-    }
-    Queries phi;
-#pragma unroll
-    for (int step = 0; step < kHeadDim / 16; ++step) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            phi[step][i] = pack<T>(power(step, 2 * i) * rest[i % 2], power(step, 2 * i + 1) * rest[i % 2]);
-        }
+        factor[r] = size / (kLinearEps * total[r] + dot[r]);
     }
     copyWait();
     __syncthreads();
@@ -204,7 +205,7 @@ __device__ inline void addLinear(Softmax& softmax, Queries const& q, Linear<T> c
 #pragma unroll
         for (int step = 0; step < kHeadDim / 16; ++step) {
             uint32_t b[4];
-            loadMatricesTransposed(b, shared + swizzle<kRowChunks>(step * 16 + lane % 16, n * 2 + lane / 16));
+            loadMatricesTransposed(b, shared + rowChunk(step * 16 + lane % 16, n * 2 + lane / 16));
             mma<T>(sum[0], phi[step], b[0], b[1]);
             mma<T>(sum[1], phi[step], b[2], b[3]);
         }
@@ -239,13 +240,14 @@ Status prepareLinear(LinearBuffers<T> const& buffers, Shape const& shape, Call c
                      cudaStream_t stream, Linear<T>* linear) {
     auto const heads = static_cast<uint32_t>(shape.heads), batch = static_cast<uint32_t>(shape.batch);
     *linear = {buffers.projected, buffers.featureSums, static_cast<float const*>(call.in[weight + 1].data)};
-    Status const status = enqueue(sumStates<T>, dim3(buffers.segments, heads, batch), kMaxThreads, 0, stream, shape,
-                                  static_cast<T const*>(call.in[1].data), static_cast<T const*>(call.in[2].data),
-                                  buffers.states, buffers.sums);
+    auto const* const k = static_cast<T const*>(call.in[1].data);
+    auto const* const v = static_cast<T const*>(call.in[2].data);
+    Status const status = enqueue(sumStates<T>, dim3(buffers.segments, heads, batch), kMaxThreads, 0, stream,
+                                  shape, k, v, buffers.states, buffers.sums);
     if (!status.ok()) return status;
     return enqueue(foldProjection<T>, dim3(kHeadDim / kFoldRows, heads, batch), kHeadDim, 0, stream, shape,
-                   buffers.segments, buffers.states, buffers.sums, static_cast<float const*>(call.in[weight].data),
-                   buffers.projected, buffers.featureSums);
+                   buffers.segments, buffers.states, buffers.sums,
+                   static_cast<float const*>(call.in[weight].data), buffers.projected, buffers.featureSums);
 }
 
 }  // namespace turbo::attn

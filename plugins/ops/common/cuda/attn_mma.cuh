@@ -1,10 +1,11 @@
 // Tensor core and copy instructions of the attention kernels, sm_80 and newer (PTX ISA, "Warp-level matrix
 // instructions").
 //
-// A warp multiplies fragments: A of 16 rows, B of 8 columns, C of 16 x 8. With g = lane / 4 and t = lane % 4 a lane holds
-// of C rows g (c[0], c[1]) and g + 8 (c[2], c[3]) at columns 2t and 2t + 1; of A and B words of two or four elements that
-// lie side by side along the depth. The order of the depth is free if A and B agree on it, so eight bit operands are
-// stored in the order in which two tiles of C hand them on: see `slotElement`.
+// A warp multiplies fragments: A of 16 rows, B of 8 columns, C of 16 x 8. With g = lane / 4 and t = lane % 4
+// a lane holds of C rows g (c[0], c[1]) and g + 8 (c[2], c[3]) at columns 2t and 2t + 1; of A and B words of
+// two or four elements that lie side by side along the depth. The order of the depth is free if A and B agree
+// on it, so eight bit operands are stored in the order in which two tiles of C hand them on: see
+// `slotElement`.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -14,8 +15,8 @@
 
 namespace turbo::attn {
 
-// Where chunk `chunk` (16 bytes) of row `row` lies in a tile of rows of kChunks chunks, such that eight rows of one
-// chunk, which is what ldmatrix reads at a time, touch every bank of shared memory once.
+// Where chunk `chunk` (16 bytes) of row `row` lies in a tile of rows of kChunks chunks, such that eight rows
+// of one chunk, which is what ldmatrix reads at a time, touch every bank of shared memory once.
 template <int kChunks>
 __device__ inline int swizzle(int row, int chunk) {
     static_assert(kChunks == 4 || kChunks % 8 == 0);
@@ -25,7 +26,8 @@ __device__ inline int swizzle(int row, int chunk) {
 // Copies 16 bytes to shared memory in the background; zeros where not `valid`.
 __device__ inline void copyAsync(uint4* shared, void const* global, bool valid = true) {
     uint32_t const address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(valid ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),
+                 "r"(valid ? 16 : 0)
                  : "memory");
 }
 
@@ -133,8 +135,8 @@ __device__ inline void mmaE4m3(float (&c)[4], uint32_t const (&a)[4], uint32_t b
 
 #else
 
-// Without E4M3 instructions: an f16 shifted right by seven bits is an E4M3 of 2^8 times its value, subnormals included.
-// Products of E4M3 values are exact in f16 multiplication with f32 sums.
+// Without E4M3 instructions: an f16 shifted right by seven bits is an E4M3 of 2^8 times its value, subnormals
+// included. Products of E4M3 values are exact in f16 multiplication with f32 sums.
 
 __device__ inline uint32_t e4m3(float x) {
     float const a = fminf(fabsf(x), 448.0f);

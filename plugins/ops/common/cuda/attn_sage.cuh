@@ -1,13 +1,13 @@
-// SageAttention (SageAttention2, arXiv:2411.10958, as TurboDiffusion runs it): INT8 queries and smoothed keys,
-// probabilities and values in E4M3 or f16, dense or over kept key blocks. The contract is in
-// `plugins/ops/common/attn.rs`; the softmax goes by whole key blocks because probabilities are rounded relative to the
-// maximum so far.
+// SageAttention (SageAttention2, arXiv:2411.10958, as TurboDiffusion runs it): INT8 queries and smoothed
+// keys, probabilities and values in E4M3 or f16, dense or over kept key blocks. The contract is in
+// `plugins/ops/common/attn.rs`; the softmax goes by whole key blocks because probabilities are rounded
+// relative to the maximum so far.
 //
 // Before the attention kernels of this file write, per batch and head,
 //   keys    [block, key, slot] in INT8, and a scale for each block,
 //   values  [block, channel, slot] in E4M3, or [block, key, channel] in f16,
-// padded with zeros to whole blocks and kHeadDim channels. Slots are the channels or keys in groups of sixteen, each in
-// the order of `slotElement`. Queries are quantised where they are used.
+// padded with zeros to whole blocks and kHeadDim channels. Slots are the channels or keys in groups of
+// sixteen, each in the order of `slotElement`. Queries are quantised where they are used.
 #pragma once
 
 #include "attn_linear.cuh"
@@ -18,8 +18,8 @@ namespace turbo::attn {
 constexpr float kFp8Offset = 8.807f;
 constexpr float kFp8ValueMax = 2.25f;
 
-// Two tiles of C, side by side, hold of sixteen columns 2t, 2t + 1, 8 + 2t and 8 + 2t + 1 in lane t: the word of four
-// bytes that the lane gives as A. Slot i of sixteen is this column.
+// Two tiles of C, side by side, hold of sixteen columns 2t, 2t + 1, 8 + 2t and 8 + 2t + 1 in lane t: the word
+// of four bytes that the lane gives as A. Slot i of sixteen is this column.
 __device__ constexpr int slotElement(int i) { return i % 4 / 2 * 8 + i / 4 * 2 + i % 2; }
 
 // Rows of one column of a tensor that a block of threads goes through.
@@ -28,8 +28,9 @@ constexpr int kStatGroups = 8;
 
 __device__ inline float largest(float a, float b) { return fmaxf(a, fabsf(b)); }
 
-// Sums of keys and largest magnitudes of values over kStatRows tokens: partials [1 or 2, batch, chunks, channel]; the
-// latter where the grid is twice the batch deep. A thread takes kWidth channels of every eighth token.
+// Sums of keys and largest magnitudes of values over kStatRows tokens: partials [1 or 2, batch, chunks,
+// channel]; the latter where the grid is twice the batch deep. A thread takes kWidth channels of every eighth
+// token.
 template <class T, int kWidth>
 static __global__ void __launch_bounds__(32 * kStatGroups)
     channelPartials(Shape shape, T const* k, T const* v, float* partials) {
@@ -43,7 +44,7 @@ static __global__ void __launch_bounds__(32 * kStatGroups)
     float total[kWidth] = {};
     if (channel < width) {
         for (int32_t row = begin + threadIdx.y; row < end; row += kStatGroups) {
-            uint16_t elements[kWidth];
+            alignas(16) uint16_t elements[kWidth];
             if constexpr (kWidth == 8) {
                 *reinterpret_cast<uint4*>(elements) = *reinterpret_cast<uint4 const*>(from + row * width);
             } else {
@@ -63,7 +64,10 @@ static __global__ void __launch_bounds__(32 * kStatGroups)
     if (mine >= 32 * kWidth || first + mine >= width) return;
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kStatGroups; ++i) sum = isValues ? largest(sum, groups[i][mine]) : sum + groups[i][mine];
+    for (int i = 0; i < kStatGroups; ++i) {
+        float const x = groups[i][mine];
+        sum = isValues ? largest(sum, x) : sum + x;
+    }
     partials[(int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * width + first + mine] = sum;
 }
 
@@ -111,7 +115,8 @@ __device__ inline uint32_t int8(float x, float scale) {
 }
 
 __device__ inline uint32_t packInt8(float2 low, float2 high, float scale) {
-    return int8(low.x, scale) | int8(low.y, scale) << 8 | int8(high.x, scale) << 16 | int8(high.y, scale) << 24;
+    return int8(low.x, scale) | int8(low.y, scale) << 8 | int8(high.x, scale) << 16 |
+           int8(high.y, scale) << 24;
 }
 
 // Smooths and quantises one block of keys.
@@ -147,12 +152,13 @@ __global__ void __launch_bounds__(kMaxThreads)
             words[j] = packInt8({x[i][slotElement(4 * j)], x[i][slotElement(4 * j + 1)]},
                                 {x[i][slotElement(4 * j + 2)], x[i][slotElement(4 * j + 3)]}, scale);
         }
-        keys[block * (kBlock * kHeadDim / 16) + i * kMaxThreads + threadIdx.x] = {words[0], words[1], words[2], words[3]};
+        keys[(block * kUnits + i) * kMaxThreads + threadIdx.x] = {words[0], words[1], words[2], words[3]};
     }
     if (threadIdx.x == 0) scales[block] = scale;
 }
 
-// Values of one block in E4M3, transposed, scaled per channel. A thread takes the four keys of a word, eight channels.
+// Values of one block in E4M3, transposed, scaled per channel. A thread takes the four keys of a word, eight
+// channels.
 template <class T, int kBlock>
 __global__ void __launch_bounds__(kMaxThreads)
     packValuesFp8(Shape shape, T const* v, float const* amax, uint32_t* values) {
@@ -163,7 +169,8 @@ __global__ void __launch_bounds__(kMaxThreads)
     values += block * (kHeadDim * kWords);
 #pragma unroll
     for (int unit = threadIdx.x; unit < kWords * kRowChunks; unit += kMaxThreads) {
-        // Two lanes read the 32 bytes of a memory sector; every other lane writes words that lie side by side.
+        // Two lanes read the 32 bytes of a memory sector; every other lane writes words that lie side by
+        // side.
         int const word = unit / 2 % kWords, channel = (unit / (2 * kWords) * 2 + unit % 2) * 8;
         float x[4][8];
 #pragma unroll
@@ -318,7 +325,8 @@ __global__ void __launch_bounds__(kMaxThreads)
     }
     softmax.normalise();
     if constexpr (kFp8) {
-        float const* const amax = packed.valueMax + blockIdx.z * shape.width() + int64_t{blockIdx.y} * shape.d;
+        float const* const amax =
+            packed.valueMax + blockIdx.z * shape.width() + int64_t{blockIdx.y} * shape.d;
 #pragma unroll
         for (int i = 0; i < kHeadDim / 4; ++i) {
             int const channel = i / 2 * 8 + lane % 4 * 2 + i % 2;
@@ -362,18 +370,19 @@ Status launchSageAs(SageBuffers const& buffers, Shape const& shape, Call const& 
     auto const* const v = static_cast<T const*>(call.in[2].data);
     auto const depth = static_cast<uint32_t>(kFp8 ? 2 * shape.batch : shape.batch);
     float const* const valueMax = buffers.stats + shape.batch * buffers.width;
-    int const perBlock = shape.vector ? 256 : 32;
-    dim3 const partials(static_cast<uint32_t>((buffers.width + perBlock - 1) / perBlock), buffers.chunks, depth);
+    auto const columns = [&](int64_t each) {
+        return static_cast<uint32_t>((buffers.width + each - 1) / each);
+    };
+    dim3 const partials(columns(shape.vector ? 256 : 32), buffers.chunks, depth);
     Status status = enqueue(shape.vector ? channelPartials<T, 8> : channelPartials<T, 1>, partials,
                             dim3(32, kStatGroups), 0, stream, shape, k, v, buffers.partials);
     if (!status.ok()) return status;
-    dim3 const stats(static_cast<uint32_t>((buffers.width + 31) / 32), depth);
-    status = enqueue(channelStats, stats, dim3(32, kStatGroups), 0, stream, shape, buffers.chunks, buffers.partials,
-                     buffers.stats);
+    status = enqueue(channelStats, dim3(columns(32), depth), dim3(32, kStatGroups), 0, stream, shape,
+                     buffers.chunks, buffers.partials, buffers.stats);
     if (!status.ok()) return status;
     dim3 const blocks(buffers.blocks, shape.heads, shape.batch);
-    status = enqueue(packKeys<T, kBlock>, blocks, kMaxThreads, 0, stream, shape, k, buffers.stats, buffers.keys,
-                     buffers.scales);
+    status = enqueue(packKeys<T, kBlock>, blocks, kMaxThreads, 0, stream, shape, k, buffers.stats,
+                     buffers.keys, buffers.scales);
     if (!status.ok()) return status;
     if constexpr (kFp8) {
         status = enqueue(packValuesFp8<T, kBlock>, blocks, kMaxThreads, 0, stream, shape, v, valueMax,
@@ -383,17 +392,19 @@ Status launchSageAs(SageBuffers const& buffers, Shape const& shape, Call const& 
     }
     if (!status.ok()) return status;
     dim3 const grid(ceilDiv(shape.l, blockQ), shape.heads, shape.batch);
-    return enqueue(attendSage<T, kBlock, kFp8, kLinear>, grid, blockQ / kWarpQueries * 32, kSageShared<kBlock, kFp8>,
-                   stream, shape, q, SageKeys{buffers.keys, buffers.scales, buffers.values, valueMax},
+    return enqueue(attendSage<T, kBlock, kFp8, kLinear>, grid, blockQ / kWarpQueries * 32,
+                   kSageShared<kBlock, kFp8>, stream, shape, q,
+                   SageKeys{buffers.keys, buffers.scales, buffers.values, valueMax},
                    static_cast<T*>(call.out[0].data), kept, linear);
 }
 
 // The same with the key block and the type of values as attributes say.
 template <bool kLinear, class T>
-Status launchSage(SageBuffers const& buffers, Shape const& shape, Call const& call, Kept const& kept, int32_t blockQ,
-                  int32_t blockK, bool fp8, Linear<T> const& linear, cudaStream_t stream) {
-    auto const as = blockK == 64 ? (fp8 ? launchSageAs<kLinear, 64, true, T> : launchSageAs<kLinear, 64, false, T>)
-                                     : (fp8 ? launchSageAs<kLinear, 128, true, T> : launchSageAs<kLinear, 128, false, T>);
+Status launchSage(SageBuffers const& buffers, Shape const& shape, Call const& call, Kept const& kept,
+                  int32_t blockQ, int32_t blockK, bool fp8, Linear<T> const& linear, cudaStream_t stream) {
+    auto const small = fp8 ? launchSageAs<kLinear, 64, true, T> : launchSageAs<kLinear, 64, false, T>;
+    auto const large = fp8 ? launchSageAs<kLinear, 128, true, T> : launchSageAs<kLinear, 128, false, T>;
+    auto const as = blockK == 64 ? small : large;
     return as(buffers, shape, call, kept, blockQ, linear, stream);
 }
 

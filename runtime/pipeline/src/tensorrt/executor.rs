@@ -3,15 +3,14 @@
 //! Latent, noise, time steps and the sampler's arithmetic stay on the GPU for all steps of an expert. What a step
 //! enqueues is captured once and launched as one CUDA graph; the step's times come from a small buffer.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use turbo_engine_file::Sampler;
 use turbo_media::Frame;
 use turbo_sampler::{Expert, NoiseSource};
-use turbo_trt::{DeviceBuffer, Event, Graph, Stream, sampler};
+use turbo_trt::{DeviceBuffer, Graph, Stream};
 
-use super::stage::{Ports, Stage};
+use super::stage::{Buffers, Stage};
 use super::{Device, Memory};
 use crate::backend::Tensor;
 use crate::executor::{Denoise, Executor, latent_frame};
@@ -32,22 +31,32 @@ pub(crate) struct TensorRt<'a> {
 struct Steps {
     stage: Stage,
     graph: Graph,
-    /// `{t, t_next}`, which the captured step reads.
-    times: DeviceBuffer,
+}
+
+/// The state of the sampler on the GPU.
+struct Latent {
+    /// f64, as on the CPU.
     x: DeviceBuffer,
     noise: DeviceBuffer,
+    sampler: turbo_trt::Sampler,
 }
 
 impl<'a> TensorRt<'a> {
     pub(crate) fn new(device: &'a Device, run: &Run<'_>) -> Result<Self, RunError> {
         let memory = Memory::reserve(device, run.manifest())?;
-        Ok(TensorRt { device, memory, stream: device.library().stream()? })
+        Ok(TensorRt { device, memory, stream: Stream::new(device.shim())? })
     }
 
     fn load(&mut self, run: &mut Run<'_>, name: &str) -> Result<Stage, RunError> {
         run.check()?;
         run.events.begin(&format!("loading {name}"), None);
-        let stage = Stage::load(self.device, run.file, name, &self.memory, &self.stream)?;
+        let file = run.file;
+        let found = file.manifest().stage(name);
+        let found = found.ok_or_else(|| RunError::Inconsistent(format!("there is no stage `{name}`")))?;
+        let plan = file.bytes(&found.graph)?;
+        let weights = found.weights.iter().map(|path| file.bytes(path)).collect::<Result<Vec<_>, _>>()?;
+        let mut stage = Stage::load(self.device, name, plan, &weights, &found.state, &self.stream)?;
+        stage.work_in(self.memory.arena())?;
         self.memory.measure(self.device)?;
         run.lap(format!("load {name}"));
         Ok(stage)
@@ -55,7 +64,7 @@ impl<'a> TensorRt<'a> {
 
     /// Waits for what was enqueued, and gives up waiting for more when the user asks to stop.
     fn wait(&self, run: &Run<'_>) -> Result<(), RunError> {
-        let done = Event::record(&self.stream)?;
+        let done = self.stream.record()?;
         while !done.is_done()? {
             std::thread::sleep(POLL);
         }
@@ -68,7 +77,7 @@ impl<'a> TensorRt<'a> {
         run: &mut Run<'_>,
         name: &str,
         text: &Tensor,
-    ) -> Result<BTreeMap<String, DeviceBuffer>, RunError> {
+    ) -> Result<Buffers, RunError> {
         let mut stage = self.load(run, name)?;
         run.events.begin("text context", None);
         stage.upload("text_emb", text.as_f32(), &self.stream)?;
@@ -84,12 +93,12 @@ impl<'a> TensorRt<'a> {
         run: &mut Run<'_>,
         expert: Expert,
         work: &Denoise<'_>,
-        (x, noise): (DeviceBuffer, DeviceBuffer),
+        latent: &Latent,
     ) -> Result<Steps, RunError> {
         let expert = run.manifest().expert(expert == Expert::Low);
         let context = match &expert.context {
             Some(name) => self.context(run, name, work.text)?,
-            None => BTreeMap::new(),
+            None => Buffers::new(),
         };
         let mut stage = self.load(run, &expert.step)?;
         for (name, buffer) in context {
@@ -98,23 +107,22 @@ impl<'a> TensorRt<'a> {
         if let Some(condition) = work.condition {
             stage.upload("condition", condition.as_f32(), &self.stream)?;
         }
-        let times = self.device.library().allocate(2 * size_of::<f64>())?;
         // The first run sets things up that a capture must not contain.
         stage.enqueue(&self.stream)?;
         self.stream.synchronize()?;
         let graph = self.stream.capture(|stream| {
-            let input = stage.buffer("x")?;
-            sampler::input(input, &x, work.precision == Precision::Bf16, stream)?;
+            let Latent { x, noise, sampler } = latent;
+            sampler.input(stream, stage.buffer("x")?, x, work.precision == Precision::Bf16)?;
             stage.enqueue(stream)?;
             let velocity = stage.buffer("velocity")?;
             match work.sampler {
-                Sampler::Sde => sampler::sde(&x, velocity, &noise, &times, stream)?,
-                Sampler::Ode => sampler::ode(&x, velocity, &times, stream)?,
+                Sampler::Sde => sampler.sde_step(stream, x, velocity, noise)?,
+                Sampler::Ode => sampler.ode_step(stream, x, velocity)?,
             }
             Ok::<(), RunError>(())
         })?;
         run.lap(format!("capture {}", expert.step));
-        Ok(Steps { stage, graph, times, x, noise })
+        Ok(Steps { stage, graph })
     }
 }
 
@@ -125,7 +133,7 @@ impl Executor for TensorRt<'_> {
         stage.upload("ids", ids.as_i64(), &self.stream)?;
         stage.upload("mask", mask.as_f32(), &self.stream)?;
         stage.enqueue(&self.stream)?;
-        let text = stage.download("text_emb", &self.stream)?;
+        let text = stage.download::<f32>("text_emb", &self.stream)?;
         run.check()?;
         run.lap("text encoder");
         Ok(Tensor::f32(stage.shape("text_emb"), text))
@@ -138,7 +146,7 @@ impl Executor for TensorRt<'_> {
         put: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), RunError> {
         let frames = run.manifest().video.latent[1] as usize;
-        let mut state = Ports::new();
+        let mut state = Buffers::new();
         for (name, chunks) in [("vae_encoder_first", 0..1), ("vae_encoder", 1..frames)] {
             if chunks.is_empty() {
                 break;
@@ -152,7 +160,7 @@ impl Executor for TensorRt<'_> {
                     _ => stage.clear("video", &self.stream)?,
                 }
                 stage.enqueue(&self.stream)?;
-                put(frame, &stage.download("latent", &self.stream)?);
+                put(frame, &stage.download::<f32>("latent", &self.stream)?);
                 run.check()?;
             }
             state = stage.into_state();
@@ -169,16 +177,18 @@ impl Executor for TensorRt<'_> {
     ) -> Result<Vec<f32>, RunError> {
         let manifest = run.manifest();
         let schedule = work.schedule;
-        let library = self.device.library();
+        let shim = self.device.shim();
         let elements: usize = manifest.video.latent.iter().map(|&d| d as usize).product();
-        let steps = schedule.steps();
-        let bytes = elements * size_of::<f32>();
-        let (x, fresh) = (library.allocate(2 * bytes)?, library.allocate(bytes)?);
-        let start = library.allocate(2 * size_of::<f64>())?;
-        start.upload(&[schedule.times[0], 0.0], &self.stream)?;
-        fresh.upload(&noise.draw(elements)?, &self.stream)?;
-        sampler::initial(&x, &fresh, &start, &self.stream)?;
-        let mut buffers = Some((x, fresh));
+        let latent = Latent {
+            x: DeviceBuffer::new(shim, elements * size_of::<f64>())?,
+            noise: DeviceBuffer::new(shim, elements * size_of::<f32>())?,
+            sampler: turbo_trt::Sampler::new(shim)?,
+        };
+        let Latent { x, noise: fresh, sampler } = &latent;
+        let (times, steps) = (&schedule.times, schedule.steps());
+        sampler.set_times(&self.stream, times[0], 0.0)?;
+        self.stream.upload(fresh, &noise.draw(elements)?)?;
+        sampler.initial(&self.stream, x, fresh)?;
         let mut current: Option<(Expert, Steps)> = None;
         for step in 0..steps {
             run.check()?;
@@ -187,14 +197,8 @@ impl Executor for TensorRt<'_> {
                 Some((loaded, now)) if loaded == expert => now,
                 other => {
                     // The expert that is done leaves memory before the next one comes.
-                    let given = match other {
-                        Some((_, Steps { x, noise, .. })) => Some((x, noise)),
-                        None => buffers.take(),
-                    };
-                    let Some(given) = given else {
-                        return Err(RunError::Inconsistent("the latent was lost".to_string()));
-                    };
-                    self.steps(run, expert, work, given)?
+                    drop(other);
+                    self.steps(run, expert, work, &latent)?
                 }
             };
             run.progress("denoising", step, steps);
@@ -203,11 +207,10 @@ impl Executor for TensorRt<'_> {
                 Precision::F32 => schedule.timesteps[step],
             };
             let freq_dim = now.stage.shape("time").last().copied().unwrap_or(0);
-            let embedding = turbo_sampler::time_embedding(timestep, freq_dim);
-            now.stage.upload("time", &embedding, &self.stream)?;
-            now.times.upload(&[schedule.times[step], schedule.times[step + 1]], &self.stream)?;
+            now.stage.upload("time", &turbo_sampler::time_embedding(timestep, freq_dim), &self.stream)?;
+            sampler.set_times(&self.stream, times[step], times[step + 1])?;
             if work.sampler == Sampler::Sde {
-                now.noise.upload(&noise.draw(elements)?, &self.stream)?;
+                self.stream.upload(fresh, &noise.draw(elements)?)?;
             }
             now.graph.launch(&self.stream)?;
             self.wait(run)?;
@@ -215,10 +218,9 @@ impl Executor for TensorRt<'_> {
             run.lap(format!("step {}", step + 1));
             current = Some((expert, now));
         }
-        let Some((_, last)) = current else { return Err(RunError::Inconsistent("no step".to_string())) };
-        let mut latent = vec![0.0f64; elements];
-        last.x.download(&mut latent, &self.stream)?;
-        Ok(latent.iter().map(|&v| v as f32).collect())
+        let mut values = vec![0.0f64; elements];
+        self.stream.download(&mut values, x)?;
+        Ok(values.iter().map(|&v| v as f32).collect())
     }
 
     fn decode(
@@ -231,7 +233,7 @@ impl Executor for TensorRt<'_> {
         let shape = video.latent.map(|d| d as usize);
         let (width, height) = (video.width as usize, video.height as usize);
         let count = shape[1];
-        let mut state = Ports::new();
+        let mut state = Buffers::new();
         let mut frames = 0;
         for (name, chunks) in [("vae_decoder_first", 0..1), ("vae_decoder", 1..count)] {
             if chunks.is_empty() {

@@ -1,162 +1,208 @@
 //! One plan on the GPU: completed with its weights, with a buffer for each input and output.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 
+use bytemuck::{AnyBitPattern, NoUninit};
 use safetensors::SafeTensors;
-use turbo_engine_file::EngineFile;
-use turbo_trt::{Context, DeviceBuffer, Pod, Stream, Weight};
+use turbo_engine_file::State;
+use turbo_trt::{Context, DeviceBuffer, Error, Stream, TensorInfo};
 
-use super::{Device, Memory};
+use super::Device;
 use crate::RunError;
 
 /// Buffers by name.
-pub(crate) type Ports = BTreeMap<String, DeviceBuffer>;
+pub(crate) type Buffers = BTreeMap<String, DeviceBuffer>;
 
-/// A loaded stage. Dropping it frees its weights and buffers.
-pub(crate) struct Stage {
+/// A loaded plan. Dropping it frees its weights and buffers.
+#[derive(Debug)]
+pub struct Stage {
     name: String,
     context: Context,
-    buffers: Ports,
-    shapes: BTreeMap<String, Vec<usize>>,
-    outputs: Vec<String>,
-    state: Vec<turbo_engine_file::State>,
+    memory: usize,
+    tensors: Vec<TensorInfo>,
+    buffers: Buffers,
+    /// States that are both taken and given; what comes out of one run goes into the next.
+    state: Vec<State>,
 }
 
 impl Stage {
-    pub(crate) fn load(
+    /// Loads a plan, puts the weights of safetensors files into it, and gives it zeroed buffers. It has no memory to
+    /// work in yet.
+    ///
+    /// # Errors
+    /// A plan that TensorRT refuses, weights that are missing or of another model, too little memory.
+    pub fn load(
         device: &Device,
-        file: &Arc<EngineFile>,
         name: &str,
-        memory: &Memory,
+        plan: &[u8],
+        weights: &[&[u8]],
+        state: &[State],
         stream: &Stream,
     ) -> Result<Stage, RunError> {
-        let stage = file.manifest().stage(name);
-        let stage = stage.ok_or_else(|| RunError::Inconsistent(format!("there is no stage `{name}`")))?;
-        let mut engine = device.runtime().deserialize(file.bytes(&stage.graph)?)?;
-        let entries = stage.weights.iter().map(|path| file.bytes(path)).collect::<Result<Vec<_>, _>>()?;
-        engine.refit(&weights(&entries)?)?;
-        let mut context = engine.context()?;
-        context.set_memory(memory.arena())?;
-        let mut found = Stage {
-            name: name.to_string(),
-            buffers: Ports::new(),
-            shapes: BTreeMap::new(),
-            outputs: Vec::new(),
-            state: stage.state.clone(),
-            context,
-        };
-        for tensor in engine.tensors()? {
-            let buffer = device.library().allocate(tensor.bytes())?;
-            // States start as zeros, and nothing else may be read before it is written.
-            buffer.fill(0, stream)?;
-            found.context.set_address(&tensor.name, &buffer)?;
-            if !tensor.input {
-                found.outputs.push(tensor.name.clone());
+        let mut engine = device.runtime().deserialize(plan)?;
+        if engine.is_refittable() {
+            let stored = tensors(weights)?;
+            let mut refit = engine.refit()?;
+            for weight in refit.weights()? {
+                if let Some(bytes) = stored.get(weight.name.as_str()) {
+                    refit.set(&weight.name, weight.dtype, bytes)?;
+                }
             }
-            found.shapes.insert(tensor.name.clone(), tensor.shape);
-            found.buffers.insert(tensor.name, buffer);
+            refit.run()?;
         }
-        Ok(found)
-    }
-
-    fn missing(&self, port: &str) -> RunError {
-        RunError::Inconsistent(format!("stage `{}` has no input or output `{port}`", self.name))
-    }
-
-    pub(crate) fn buffer(&self, port: &str) -> Result<&DeviceBuffer, RunError> {
-        self.buffers.get(port).ok_or_else(|| self.missing(port))
-    }
-
-    /// Shape of an input or output; empty where there is none of that name.
-    pub(crate) fn shape(&self, port: &str) -> Vec<usize> {
-        self.shapes.get(port).cloned().unwrap_or_default()
-    }
-
-    /// Puts a buffer in the place of an input's.
-    pub(crate) fn give(&mut self, port: &str, buffer: DeviceBuffer) -> Result<(), RunError> {
-        if self.buffer(port)?.len() != buffer.len() {
-            return Err(RunError::Inconsistent(format!("`{port}` of stage `{}` has another size", self.name)));
+        let mut stage = Stage {
+            name: name.to_string(),
+            context: Context::new(&engine)?,
+            memory: engine.memory(),
+            tensors: engine.tensors().to_vec(),
+            buffers: Buffers::new(),
+            state: state.to_vec(),
+        };
+        for tensor in engine.tensors() {
+            let buffer = DeviceBuffer::new(device.shim(), tensor.bytes)?;
+            // States start as zeros, and nothing else may be read before it is written.
+            stream.fill(&buffer, 0)?;
+            stage.bind(&tensor.name, buffer)?;
         }
-        self.context.set_address(port, &buffer)?;
+        Ok(stage)
+    }
+
+    /// Bytes that it works in.
+    pub fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Gives it memory to work in.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn work_in(&mut self, arena: &DeviceBuffer) -> Result<(), RunError> {
+        Ok(self.context.set_memory(arena)?)
+    }
+
+    fn bind(&mut self, port: &str, buffer: DeviceBuffer) -> Result<(), Error> {
+        self.context.bind(port, &buffer)?;
         self.buffers.insert(port.to_string(), buffer);
         Ok(())
     }
 
-    pub(crate) fn upload<T: Pod>(&mut self, port: &str, values: &[T], stream: &Stream) -> Result<(), RunError> {
-        let buffer = self.buffer(port)?;
-        if buffer.len() != size_of_val(values) {
-            return Err(RunError::Inconsistent(format!("`{port}` of stage `{}` has another size", self.name)));
-        }
-        Ok(buffer.upload(values, stream)?)
+    pub(crate) fn buffer(&self, port: &str) -> Result<&DeviceBuffer, RunError> {
+        self.buffers.get(port).ok_or_else(|| {
+            RunError::Inconsistent(format!("stage `{}` has no input or output `{port}`", self.name))
+        })
     }
 
-    pub(crate) fn clear(&mut self, port: &str, stream: &Stream) -> Result<(), RunError> {
-        Ok(self.buffer(port)?.fill(0, stream)?)
+    /// Shape of an input or output; empty where there is none of that name.
+    pub fn shape(&self, port: &str) -> Vec<usize> {
+        let found = self.tensors.iter().find(|tensor| tensor.name == port);
+        found.map(|tensor| tensor.shape.clone()).unwrap_or_default()
     }
 
-    /// An f32 output, once the stream has come to it.
-    pub(crate) fn download(&self, port: &str, stream: &Stream) -> Result<Vec<f32>, RunError> {
+    /// Inputs and outputs.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// Puts a buffer in the place of an input's.
+    pub(crate) fn give(&mut self, port: &str, buffer: DeviceBuffer) -> Result<(), RunError> {
+        self.buffer(port)?;
+        Ok(self.bind(port, buffer)?)
+    }
+
+    /// Copies an input to the GPU.
+    ///
+    /// # Errors
+    /// No such input, or another number of bytes than it has.
+    pub fn upload<T: NoUninit>(&self, port: &str, values: &[T], stream: &Stream) -> Result<(), RunError> {
+        Ok(stream.upload(self.buffer(port)?, values)?)
+    }
+
+    pub(crate) fn clear(&self, port: &str, stream: &Stream) -> Result<(), RunError> {
+        Ok(stream.fill(self.buffer(port)?, 0)?)
+    }
+
+    /// An output, once the stream has come to it.
+    ///
+    /// # Errors
+    /// No such output, or what failed on the GPU.
+    pub fn download<T: NoUninit + AnyBitPattern>(
+        &self,
+        port: &str,
+        stream: &Stream,
+    ) -> Result<Vec<T>, RunError> {
         let buffer = self.buffer(port)?;
-        let mut values = vec![0.0f32; buffer.len() / size_of::<f32>()];
-        buffer.download(&mut values, stream)?;
+        let mut values = vec![T::zeroed(); buffer.len() / size_of::<T>()];
+        stream.download(&mut values, buffer)?;
         Ok(values)
     }
 
-    /// Runs once; the states that come out go in next time.
-    pub(crate) fn enqueue(&mut self, stream: &Stream) -> Result<(), RunError> {
+    /// Enqueues a run; the states that come out go in next time.
+    ///
+    /// # Errors
+    /// What TensorRT says.
+    pub fn enqueue(&mut self, stream: &Stream) -> Result<(), RunError> {
         self.context.enqueue(stream)?;
-        for port in self.state.clone() {
-            // A first stage knows that the state is zero and takes none.
-            let (Some(from), Some(to)) = (self.buffers.remove(&port.output), self.buffers.remove(&port.input))
-            else {
+        for state in self.state.clone() {
+            // A first stage knows that its state is zero and takes none.
+            let taken = self.buffers.get(&state.input).cloned();
+            let (Some(before), Some(after)) = (taken, self.buffers.get(&state.output).cloned()) else {
                 continue;
             };
-            self.context.set_address(&port.input, &from)?;
-            self.context.set_address(&port.output, &to)?;
-            self.buffers.insert(port.input, from);
-            self.buffers.insert(port.output, to);
+            self.bind(&state.input, after)?;
+            self.bind(&state.output, before)?;
         }
         Ok(())
     }
 
+    /// Milliseconds of each layer of one run.
+    ///
+    /// # Errors
+    /// What TensorRT says.
+    pub fn profile(&mut self, stream: &Stream) -> Result<Vec<turbo_trt::LayerTime>, RunError> {
+        self.context.measure(true);
+        self.context.enqueue(stream)?;
+        stream.synchronize()?;
+        self.context.measure(false);
+        Ok(self.context.take_times())
+    }
+
     /// Goes on from the state of another stage of the same network.
-    pub(crate) fn with_state(mut self, mut state: Ports) -> Result<Self, RunError> {
+    pub(crate) fn with_state(mut self, mut state: Buffers) -> Result<Self, RunError> {
         for port in self.state.clone() {
-            if let Some(buffer) = state.remove(&port.name).filter(|_| self.buffers.contains_key(&port.input)) {
-                self.give(&port.input, buffer)?;
+            if self.buffers.contains_key(&port.input)
+                && let Some(buffer) = state.remove(&port.name)
+            {
+                self.bind(&port.input, buffer)?;
             }
         }
         Ok(self)
     }
 
-    /// Drops the engine and gives its state.
-    pub(crate) fn into_state(mut self) -> Ports {
-        let newest = |port: &turbo_engine_file::State| {
-            // After a run, what came out lies where the next run reads it, if it reads it at all.
-            let from = if self.buffers.contains_key(&port.input) { &port.input } else { &port.output };
-            Some((port.name.clone(), from.clone()))
-        };
-        let places: Vec<(String, String)> = self.state.iter().filter_map(newest).collect();
-        places.into_iter().filter_map(|(name, from)| Some((name, self.buffers.remove(&from)?))).collect()
+    /// Drops the engine and gives its state: what came out of the last run.
+    pub(crate) fn into_state(mut self) -> Buffers {
+        let mut state = Buffers::new();
+        for port in std::mem::take(&mut self.state) {
+            // Where the next run reads it, if it reads it at all.
+            let newest = self.buffers.remove(&port.input).or_else(|| self.buffers.remove(&port.output));
+            state.extend(newest.map(|buffer| (port.name, buffer)));
+        }
+        state
     }
 
     /// Drops the engine and gives its outputs.
-    pub(crate) fn into_outputs(mut self) -> Ports {
-        let outputs = std::mem::take(&mut self.outputs);
-        outputs.into_iter().filter_map(|name| Some((name.clone(), self.buffers.remove(&name)?))).collect()
+    pub(crate) fn into_outputs(mut self) -> Buffers {
+        let outputs = self.tensors.iter().filter(|tensor| !tensor.is_input);
+        outputs.filter_map(|t| Some((t.name.clone(), self.buffers.remove(&t.name)?))).collect()
     }
 }
 
-/// The tensors of mapped safetensors files, by name.
-fn weights<'a>(files: &[&'a [u8]]) -> Result<BTreeMap<String, Weight<'a>>, RunError> {
-    let mut weights = BTreeMap::new();
+/// The tensors of safetensors files, by name.
+fn tensors<'a>(files: &[&'a [u8]]) -> Result<HashMap<String, &'a [u8]>, RunError> {
+    let mut found = HashMap::new();
     for file in files {
         let tensors = SafeTensors::deserialize(file)
             .map_err(|error| RunError::Inconsistent(format!("its weights cannot be read: {error}")))?;
-        for (name, view) in tensors.iter() {
-            weights.insert(name.to_string(), Weight { bytes: view.data() });
-        }
+        found.extend(tensors.iter().map(|(name, view)| (name.to_string(), view.data())));
     }
-    Ok(weights)
+    Ok(found)
 }

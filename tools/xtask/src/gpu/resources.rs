@@ -70,6 +70,8 @@ fn before(line: &str, phrase: &str) -> u32 {
 /// One row for each kernel, one column for each architecture.
 fn table(usages: &Usages, names: &[String]) -> String {
     let archs: BTreeSet<&String> = usages.values().flat_map(BTreeMap::keys).collect();
+    let mut archs: Vec<&String> = archs.into_iter().collect();
+    archs.sort_by_key(|arch| arch.len());
     let mut text =
         String::from("registers / bytes of static shared memory / stack / spills, as ptxas counts them\n\n");
     let mut row = |cells: Vec<String>| {

@@ -1,0 +1,189 @@
+//! The TensorRT backend: plans on an NVIDIA GPU.
+//!
+//! # Memory
+//!
+//! Stages run one after the other, so what a plan computes on the way lies in one arena that all of them share, as
+//! large as the largest needs. Weights and the buffers of inputs and outputs come with a stage and go with it. The
+//! engine file says what each stage needs at its peak; a run that would not fit is refused before anything is loaded.
+
+mod executor;
+mod stage;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use turbo_engine_file::Manifest;
+use turbo_trt::{DeviceBuffer, Gpu, Library, MemoryInfo, Places, Runtime, Shim};
+
+use crate::RunError;
+pub(crate) use executor::TensorRt;
+pub use stage::Stage;
+
+/// A GPU and the TensorRT that runs on it.
+#[derive(Debug)]
+pub struct Device {
+    library: Library,
+    gpu: Gpu,
+    /// Makes engines one at a time.
+    runtime: Mutex<Runtime>,
+}
+
+impl Device {
+    /// Loads TensorRT and the plugins: from these folders or the usual places (see [`Places`]).
+    ///
+    /// # Errors
+    /// A library that is missing or of a version that is not supported, no driver, no GPU.
+    pub fn open(libraries: Option<&Path>, tensorrt: Option<&Path>) -> Result<Device, RunError> {
+        let places = Places { shim: libraries, tensorrt };
+        let library = Library::load(&places)?;
+        let gpu = library.shim().gpu(0)?;
+        let mut runtime = Runtime::new(&library)?;
+        runtime.load_plugins(&plugins(&library)?)?;
+        Ok(Device { library, gpu, runtime: Mutex::new(runtime) })
+    }
+
+    /// TensorRT itself.
+    pub fn library(&self) -> &Library {
+        &self.library
+    }
+
+    /// The GPU.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    fn shim(&self) -> Shim {
+        self.library.shim()
+    }
+
+    fn runtime(&self) -> MutexGuard<'_, Runtime> {
+        self.runtime.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whether this machine can run an engine file.
+    ///
+    /// # Errors
+    /// Another GPU architecture, another version of TensorRT, a driver that is too old.
+    pub fn check(&self, manifest: &Manifest) -> Result<(), RunError> {
+        let Some(needed) = &manifest.backend.gpu else {
+            return Err(RunError::Inconsistent("it names no GPU".to_string()));
+        };
+        let refused = |what: String, hint: &str| Err(RunError::Machine { what, hint: hint.to_string() });
+        let [major, minor] = needed.compute_capability;
+        let (found_major, found_minor) = self.gpu.compute_capability;
+        if (found_major, found_minor) != (major as i32, minor as i32) {
+            let what = format!(
+                "the engine file was built on {} for compute capability {major}.{minor}, this GPU is {} with \
+                 {found_major}.{found_minor}",
+                needed.name, self.gpu.name
+            );
+            return refused(what, "compile the model on this machine: turbo-compile MODEL --target trt");
+        }
+        let found = self.library.version().to_string();
+        if found != needed.tensorrt {
+            let what = format!(
+                "the engine file was built with TensorRT {}, {} is {found}",
+                needed.tensorrt,
+                self.library.path().display()
+            );
+            return refused(what, "give that version with --tensorrt, or compile the model again with this one");
+        }
+        let driver = self.shim().driver_version()?.unwrap_or((0, 0));
+        let wanted = needed.cuda.split_once('.').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+        if wanted.is_some_and(|wanted: (i32, i32)| driver < wanted) {
+            let what = format!(
+                "the engine file needs a driver for CUDA {} or newer, this one is for CUDA {}.{}",
+                needed.cuda, driver.0, driver.1
+            );
+            return refused(what, "update the NVIDIA driver");
+        }
+        Ok(())
+    }
+}
+
+/// The plugin library beside the shim, made for the same version of TensorRT.
+///
+/// # Errors
+/// When it is not there.
+pub fn plugins(library: &Library) -> Result<PathBuf, RunError> {
+    let shim = library.shim();
+    let name = format!("libturbo_plugins-{}.so", shim.tensorrt());
+    let path = shim.path().with_file_name(&name);
+    match path.is_file() {
+        true => Ok(path),
+        false => Err(RunError::Machine {
+            what: format!("{} is missing", path.display()),
+            hint: "it is built together with libturbo_trt: cargo xtask gpu".to_string(),
+        }),
+    }
+}
+
+/// The arena that stages share, and the most memory that was in use.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    arena: DeviceBuffer,
+    free_before: u64,
+    peak: u64,
+}
+
+impl Memory {
+    /// Checks that every stage fits into what is free and allocates the arena.
+    fn reserve(device: &Device, manifest: &Manifest) -> Result<Memory, RunError> {
+        let info = device.shim().memory()?;
+        fits(manifest, info)?;
+        let largest = manifest.stages.iter().filter_map(|stage| stage.activation_bytes).max().unwrap_or(0);
+        let arena = DeviceBuffer::new(device.shim(), usize::try_from(largest).unwrap_or(usize::MAX))?;
+        Ok(Memory { arena, free_before: info.free, peak: 0 })
+    }
+
+    fn arena(&self) -> &DeviceBuffer {
+        &self.arena
+    }
+
+    /// Takes note of what is in use now.
+    fn measure(&mut self, device: &Device) -> Result<(), RunError> {
+        let free = device.shim().memory()?.free;
+        self.peak = self.peak.max(self.free_before.saturating_sub(free));
+        Ok(())
+    }
+
+    fn peak(&self) -> u64 {
+        self.peak
+    }
+}
+
+/// An error when a stage needs more than is free, with what would fit.
+fn fits(manifest: &Manifest, memory: MemoryInfo) -> Result<(), RunError> {
+    let largest = manifest.stages.iter().max_by_key(|stage| stage.peak_memory_bytes);
+    let Some((stage, peak)) = largest.and_then(|stage| Some((stage, stage.peak_memory_bytes?))) else {
+        return Ok(());
+    };
+    if peak <= memory.free {
+        return Ok(());
+    }
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let what = format!(
+        "stage {} needs {:.2} GiB of GPU memory, {:.2} of {:.2} GiB are free",
+        stage.name,
+        gib(peak),
+        gib(memory.free),
+        gib(memory.total)
+    );
+    // Weights stay, the rest grows with the number of tokens.
+    let weights = peak.saturating_sub(stage.activation_bytes.unwrap_or(0));
+    let share = memory.free.saturating_sub(weights) as f64 / (peak - weights).max(1) as f64;
+    let video = &manifest.video;
+    let stride = video.vae_stride[0];
+    let latents = (f64::from(video.latent[1]) * share) as u32;
+    let hint = match (peak <= memory.total, latents) {
+        (true, _) => "close what else uses this GPU".to_string(),
+        (false, 0) => format!("its weights alone take {:.2} GiB: use a GPU with more memory", gib(weights)),
+        (false, latents) => format!(
+            "about --size {}x{} --frames {} would fit: compile it so, or use a GPU with more memory",
+            video.width,
+            video.height,
+            (latents - 1) * stride + 1
+        ),
+    };
+    Err(RunError::Machine { what, hint })
+}
