@@ -124,6 +124,13 @@ impl Compiled {
         Compiled { network, stored, weights: Arc::new(weights) }
     }
 
+    /// The weights as they are stored now, after a conversion of [`Compiled::stored`].
+    pub fn converted(&self) -> Vec<u8> {
+        let mut weights = Vec::new();
+        self.stored.write(&self.stored.layout(), &mut weights, &mut |_| Ok(())).expect("weights in memory");
+        weights
+    }
+
     /// Loads a graph over the weights, with inner values as further outputs.
     pub fn load(&self, runtime: &Runtime, mut graph: Graph, taps: &[&str]) -> Session {
         for tap in taps {
