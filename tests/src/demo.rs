@@ -8,9 +8,12 @@ use turbo_media::{Frame, load_image};
 use turbo_pipeline::{Engine, Precision, Request, Silent};
 use turbo_sampler::NoiseKind;
 
-/// `models/demo` of the workspace.
+/// `models/demo` of the workspace, or the folder that `TURBO_DEMO` names.
 pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo")
+    match std::env::var_os("TURBO_DEMO").filter(|folder| !folder.is_empty()) {
+        Some(folder) => folder.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo"),
+    }
 }
 
 /// captions.json.

@@ -50,14 +50,16 @@ impl Gpu {
         Ok(Gpu { device, plugins, stream, folder: tempfile::tempdir()? })
     }
 
-    /// Builds a graph over weights, a safetensors file, which the plan keeps.
-    pub fn engine(&self, graph: &Graph, weights: &[u8]) -> Result<Engine<'_>> {
+    /// Builds a graph over weights, a safetensors file; a stripped plan leaves them out.
+    pub fn plan(&self, graph: &Graph, weights: &[u8], strip: bool) -> Result<Vec<u8>> {
         let path = self.folder.path().join("weights.safetensors");
         std::fs::write(&path, weights)?;
         let header = weights.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let onnx = match weights.is_empty() {
             true => turbo_onnx::encode_with_weight_inputs(graph)?,
-            false => turbo_onnx::encode(graph, &Places { file: Checkpoint::open(&path)?, start: 8 + header })?,
+            false => {
+                turbo_onnx::encode(graph, &Places { file: Checkpoint::open(&path)?, start: 8 + header })?
+            }
         };
         let mut builder = Builder::new(self.device.library())?;
         builder.load_plugins(&self.plugins)?;
@@ -68,8 +70,14 @@ impl Gpu {
         if found != wanted {
             bail!("{wanted} custom ops, {found} plugin layers");
         }
-        let plan = network.build(&BuildOptions { tf32: false, ..BuildOptions::default() }, &|_| true)?;
-        let mut stage = Stage::load(&self.device, &graph.name, plan.bytes(), &[], &[], &self.stream)?;
+        let options = BuildOptions { tf32: false, strip, refit: strip, ..BuildOptions::default() };
+        Ok(network.build(&options, &|_| true)?.bytes().to_vec())
+    }
+
+    /// Builds a graph over weights and loads it.
+    pub fn engine(&self, graph: &Graph, weights: &[u8]) -> Result<Engine<'_>> {
+        let plan = self.plan(graph, weights, false)?;
+        let mut stage = Stage::load(&self.device, &graph.name, &plan, &[], &[], &self.stream)?;
         let arena = DeviceBuffer::new(self.device.library().shim(), stage.memory())?;
         stage.work_in(&arena)?;
         Ok(Engine { gpu: self, stage })

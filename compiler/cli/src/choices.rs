@@ -56,6 +56,10 @@ pub struct Choices {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Target")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_libraries: Option<PathBuf>,
+    /// How long TensorRT looks for fast kernels of its own layers, 0 (short) to 5 [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5), help_heading = "Target")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effort: Option<u8>,
     /// Folder of finished plans and measured kernels, from which a build goes on [default: the user's cache folder]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Target")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -248,6 +252,7 @@ impl Choices {
             target: self.target.or(base.target),
             tensorrt: self.tensorrt.or(base.tensorrt),
             gpu_libraries: self.gpu_libraries.or(base.gpu_libraries),
+            effort: self.effort.or(base.effort),
             build_cache: self.build_cache.or(base.build_cache),
             attention: self.attention.or(base.attention),
             topk: self.topk.or(base.topk),

@@ -159,7 +159,12 @@ impl<'a> Prepared<'a> {
     }
 
     /// The stage's ONNX file over weights that start at this byte of a file beside it.
-    pub(crate) fn onnx_over(&self, stage: &Stage, location: &str, start: u64) -> Result<Vec<u8>, CompileError> {
+    pub(crate) fn onnx_over(
+        &self,
+        stage: &Stage,
+        location: &str,
+        start: u64,
+    ) -> Result<Vec<u8>, CompileError> {
         let layout = self.weights.get(&stage.weights).map(|(_, layout)| layout);
         let places = Places { location, start, layout };
         turbo_onnx::encode(&stage.graph, &places)

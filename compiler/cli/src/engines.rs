@@ -23,11 +23,12 @@ use crate::stages::Stage;
 const TIMINGS: &str = "timing.cache";
 
 /// How plans are built. f32 products stay f32: only the time embedding and the head have any.
-fn options(timings: &[u8]) -> BuildOptions<'_> {
+fn options(level: u8, timings: &[u8]) -> BuildOptions<'_> {
     BuildOptions {
         strip: true,
         refit: true,
         tf32: false,
+        level,
         timing_cache: (!timings.is_empty()).then_some(timings),
         ..BuildOptions::default()
     }
@@ -40,6 +41,8 @@ pub(crate) struct Engines {
     /// Digest of the plugin library: other kernels make other plans.
     plugins_digest: String,
     cache: PathBuf,
+    /// Optimisation level.
+    level: u8,
 }
 
 impl Engines {
@@ -55,12 +58,13 @@ impl Engines {
             Some(folder) => folder.clone(),
             None => match etcetera::choose_base_strategy() {
                 Ok(places) => places.cache_dir().join("turbo-compile"),
-                Err(_) => return Err(CompileError::usage("there is no cache folder", "give --build-cache DIR")),
+                Err(_) => {
+                    return Err(CompileError::usage("there is no cache folder", "give --build-cache DIR"));
+                }
             },
         };
-        std::fs::create_dir_all(&cache)
-            .map_err(|cause| CompileError::Io { path: cache.clone(), cause })?;
-        Ok(Engines { device, plugins, plugins_digest, cache })
+        std::fs::create_dir_all(&cache).map_err(|cause| CompileError::Io { path: cache.clone(), cause })?;
+        Ok(Engines { device, plugins, plugins_digest, cache, level: choices.effort.unwrap_or(3) })
     }
 
     /// What the plans will be bound to.
@@ -124,13 +128,14 @@ impl Engines {
     /// Digest of all that a plan depends on. Weights count: what TensorRT chose may rely on their values.
     fn key(&self, gpu: &file::Gpu, graph: &[u8], weights: &str) -> String {
         let mut hash = Sha256::new();
-        let parts: [&[u8]; 6] = [
+        let parts: [&[u8]; 7] = [
             graph,
             weights.as_bytes(),
             self.plugins_digest.as_bytes(),
             gpu.name.as_bytes(),
             gpu.tensorrt.as_bytes(),
             env!("CARGO_PKG_VERSION").as_bytes(),
+            &[self.level],
         ];
         for part in parts {
             hash.update((part.len() as u64).to_le_bytes());
@@ -147,7 +152,8 @@ impl Engines {
         start: u64,
         progress: &mut dyn Progress,
     ) -> Result<Vec<u8>, CompileError> {
-        let weights = weights.canonicalize().map_err(|cause| CompileError::Io { path: weights.into(), cause })?;
+        let weights =
+            weights.canonicalize().map_err(|cause| CompileError::Io { path: weights.into(), cause })?;
         let location = weights.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let onnx = prepared.onnx_over(stage, &location, start)?;
         let mut builder = Builder::new(self.device.library())?;
@@ -166,7 +172,7 @@ impl Engines {
         }
         let timings = std::fs::read(self.cache.join(TIMINGS)).unwrap_or_default();
         let cancelled = progress.stop_flag();
-        let plan = network.build(&options(&timings), &|_| !cancelled.load(Ordering::Relaxed))?;
+        let plan = network.build(&options(self.level, &timings), &|_| !cancelled.load(Ordering::Relaxed))?;
         keep(&self.cache.join(TIMINGS), plan.timing_cache())?;
         Ok(plan.bytes().to_vec())
     }
@@ -211,8 +217,11 @@ impl Engines {
     }
 }
 
-/// Constants of the graph, which a plan may leave out as it does weights.
-fn constants(graph: &Graph) -> Result<Vec<u8>, CompileError> {
+/// Constants of the graph as a safetensors file: a plan leaves them out as it does weights.
+///
+/// # Errors
+/// Constants that safetensors cannot hold.
+pub fn constants(graph: &Graph) -> Result<Vec<u8>, CompileError> {
     let mut views = Vec::new();
     for initializer in graph.initializers() {
         let Payload::Inline(bytes) = &initializer.payload else { continue };
@@ -246,7 +255,8 @@ fn map(path: &Path, start: u64, bytes: u64) -> Result<memmap2::Mmap, CompileErro
 /// Puts a file into the cache, whole or not at all.
 fn keep(path: &Path, content: &[u8]) -> Result<(), CompileError> {
     let io = |cause| CompileError::Io { path: path.to_path_buf(), cause };
-    let mut temporary = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new("."))).map_err(io)?;
+    let mut temporary =
+        tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new("."))).map_err(io)?;
     std::io::Write::write_all(&mut temporary, content).map_err(io)?;
     temporary.persist(path).map_err(|error| io(error.error))?;
     Ok(())

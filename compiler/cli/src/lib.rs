@@ -6,7 +6,7 @@
 
 pub mod choices;
 pub mod compile;
-mod engines;
+pub mod engines;
 mod error;
 pub mod inputs;
 pub mod inspect;

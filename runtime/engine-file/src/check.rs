@@ -149,11 +149,12 @@ impl Manifest {
         require(gpu.is_some() == needed, "backend.gpu", expected, gpu)?;
         let Some(gpu) = gpu else { return Ok(()) };
         text("backend.gpu.name", &gpu.name, MAX_TEXT)?;
-        let numbers = |text: &str| text.split('.').map(|n| n.parse::<u32>().ok()).collect::<Option<Vec<_>>>();
+        // Written as numbers are, so that versions can be compared as text.
+        let plain = |part: &str| part.parse::<u32>().is_ok_and(|number| number.to_string() == part);
         for (field, version, parts) in
             [("backend.gpu.tensorrt", &gpu.tensorrt, 3), ("backend.gpu.cuda", &gpu.cuda, 2)]
         {
-            let whole = numbers(version).is_some_and(|list| list.len() == parts);
+            let whole = version.split('.').count() == parts && version.split('.').all(plain);
             require(whole, field, format!("{parts} numbers joined by dots"), version)?;
         }
         Ok(())

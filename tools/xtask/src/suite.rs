@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{audit, cargo, r#gen, python, root, run};
+use crate::{audit, cargo, r#gen, gpu, python, root, run};
 
 /// Fuzz targets, one per reader of untrusted files.
 const FUZZ_TARGETS: [&str; 5] = ["safetensors_header", "torch_pickle", "torch_zip", "engine_zip", "manifest"];
@@ -30,6 +30,11 @@ pub fn test(fuzz_seconds: u32) -> Result<()> {
     audit::run()?;
     step("lints");
     run(&mut cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    // Before the tests: those of the shim load it.
+    if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        step("GPU libraries");
+        gpu::build(&[], false)?;
+    }
     step("tests");
     let library = python::onnxruntime()?;
     let mut tests = cargo(&["test", "--release", "--workspace"]);

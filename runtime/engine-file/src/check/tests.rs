@@ -94,7 +94,18 @@ fn broken_json_names_field_and_place() {
         (&changed("/sampling/steps", Some(json!(4.5))), "sampling.steps", "expected u32"),
         (&changed("/sampling/sigma_max", Some(json!(null))), "sampling.sigma_max", "expected f64"),
         (&changed("/model/dim", None), "model", "missing field `dim`"),
-        (&changed("/backend/kind", Some(json!("tensorrt"))), "backend.kind", "unknown variant"),
+        (&changed("/backend/kind", Some(json!("cuda"))), "backend.kind", "unknown variant"),
+        (
+            &changed("/backend/gpu", Some(json!({"name": "GPU", "compute_capability": [9]}))),
+            "backend.gpu.compute_capability",
+            "invalid length 1",
+        ),
+        (&changed("/backend/gpu", Some(json!({"speed": 1}))), "backend.gpu.speed", "unknown field `speed`"),
+        (
+            &changed("/stages/0/activation_bytes", Some(json!(-1))),
+            "stages[0].activation_bytes",
+            "invalid value",
+        ),
         (&changed("/recipe/attention/speed", Some(json!(1))), "recipe.attention", "unknown field `speed`"),
         (
             &changed("/recipe/attention", Some(json!({"kind": "dense", "topk": 0.1}))),
@@ -203,6 +214,63 @@ fn values_out_of_range_name_the_field() {
     let video = changed("/video/frames", Some(json!(1)));
     let text = parse_manifest(&video).unwrap_err().to_string();
     assert_eq!(text, "manifest.json, video.latent: expected [2, 1, 14, 26], found [2, 9, 14, 26]");
+}
+
+/// The backend of plans, with one field replaced.
+fn tensorrt(field: &str, value: Value) -> Value {
+    let gpu = json!({
+        "name": "NVIDIA H200", "compute_capability": [9, 0], "tensorrt": "10.13.2", "cuda": "12.9"
+    });
+    let mut backend = json!({"kind": "tensorrt", "min_version": "10.13", "gpu": gpu});
+    backend["gpu"][field] = value;
+    backend
+}
+
+#[test]
+fn plans_name_their_gpu_and_graphs_none() {
+    let backend = tensorrt("name", json!("NVIDIA H200"));
+    let mut plans = sample();
+    plans["backend"] = backend.clone();
+    plans["stages"][0]["activation_bytes"] = json!(7);
+    let manifest = parse_manifest(&serde_json::to_vec(&plans).unwrap()).unwrap();
+    let gpu = manifest.backend.gpu.as_ref().unwrap();
+    assert_eq!((gpu.compute_capability, gpu.tensorrt.as_str()), ([9, 0], "10.13.2"));
+    assert_eq!(manifest.stages[0].activation_bytes, Some(7));
+    assert_eq!(serde_json::to_value(&manifest).unwrap(), plans, "no field is added or lost");
+
+    let without = json!({"kind": "tensorrt", "min_version": "10.13"});
+    let on_cpu = json!({"kind": "onnxruntime-cpu", "min_version": "1.22", "gpu": backend["gpu"]});
+    let three = "3 numbers joined by dots";
+    let two = "2 numbers joined by dots";
+    let long = "x".repeat(257);
+    for (value, field, expected) in [
+        (without, "backend.gpu", "the GPU of the plans"),
+        (on_cpu, "backend.gpu", "none, because no GPU is used"),
+        (tensorrt("name", json!("")), "backend.gpu.name", "1 to 256 bytes"),
+        (tensorrt("name", json!(long)), "backend.gpu.name", "1 to 256 bytes"),
+        (tensorrt("name", json!("a\u{1b}[2J")), "backend.gpu.name", "control characters"),
+        (tensorrt("tensorrt", json!("")), "backend.gpu.tensorrt", three),
+        (tensorrt("tensorrt", json!("10.13")), "backend.gpu.tensorrt", three),
+        (tensorrt("tensorrt", json!("10.13.2.6")), "backend.gpu.tensorrt", three),
+        (tensorrt("tensorrt", json!("10.13.x")), "backend.gpu.tensorrt", three),
+        (tensorrt("tensorrt", json!("+10.13.2")), "backend.gpu.tensorrt", three),
+        (tensorrt("tensorrt", json!("10.013.2")), "backend.gpu.tensorrt", three),
+        (tensorrt("tensorrt", json!("10.13.-2")), "backend.gpu.tensorrt", three),
+        (tensorrt("tensorrt", json!("10.13.99999999999")), "backend.gpu.tensorrt", three),
+        (tensorrt("cuda", json!("12")), "backend.gpu.cuda", two),
+        (tensorrt("cuda", json!("12.9.1")), "backend.gpu.cuda", two),
+        (tensorrt("cuda", json!("12.")), "backend.gpu.cuda", two),
+        (tensorrt("cuda", json!("+12.9")), "backend.gpu.cuda", two),
+        (tensorrt("cuda", json!(" 12.9")), "backend.gpu.cuda", two),
+    ] {
+        match parse_manifest(&changed("/backend", Some(value.clone()))) {
+            Err(Error::Manifest { field: found, expected: text, .. }) => {
+                assert_eq!(found, field, "{value}: {text}");
+                assert!(text.contains(expected), "{value}: {text}");
+            }
+            other => panic!("{value}: {other:?}"),
+        }
+    }
 }
 
 #[test]

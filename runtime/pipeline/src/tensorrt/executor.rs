@@ -72,12 +72,7 @@ impl<'a> TensorRt<'a> {
     }
 
     /// The text's keys and values of every block, on the GPU.
-    fn context(
-        &mut self,
-        run: &mut Run<'_>,
-        name: &str,
-        text: &Tensor,
-    ) -> Result<Buffers, RunError> {
+    fn context(&mut self, run: &mut Run<'_>, name: &str, text: &Tensor) -> Result<Buffers, RunError> {
         let mut stage = self.load(run, name)?;
         run.events.begin("text context", None);
         stage.upload("text_emb", text.as_f32(), &self.stream)?;

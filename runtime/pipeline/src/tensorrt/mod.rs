@@ -68,10 +68,35 @@ impl Device {
         let Some(needed) = &manifest.backend.gpu else {
             return Err(RunError::Inconsistent("it names no GPU".to_string()));
         };
+        let shim = self.shim();
+        let machine = Machine {
+            gpu: &self.gpu,
+            tensorrt: self.library.version().to_string(),
+            library: self.library.path(),
+            driver: shim.driver_version()?,
+        };
+        machine.suits(needed)
+    }
+}
+
+/// What a plan is bound to, as it is found.
+#[derive(Debug)]
+struct Machine<'a> {
+    gpu: &'a Gpu,
+    /// Version of TensorRT.
+    tensorrt: String,
+    library: &'a Path,
+    /// The newest CUDA that the driver supports, if there is a driver.
+    driver: Option<(i32, i32)>,
+}
+
+impl Machine<'_> {
+    /// An error when plans that need this cannot run here.
+    fn suits(&self, needed: &turbo_engine_file::Gpu) -> Result<(), RunError> {
         let refused = |what: String, hint: &str| Err(RunError::Machine { what, hint: hint.to_string() });
         let [major, minor] = needed.compute_capability;
         let (found_major, found_minor) = self.gpu.compute_capability;
-        if (found_major, found_minor) != (major as i32, minor as i32) {
+        if (i64::from(found_major), i64::from(found_minor)) != (i64::from(major), i64::from(minor)) {
             let what = format!(
                 "the engine file was built on {} for compute capability {major}.{minor}, this GPU is {} with \
                  {found_major}.{found_minor}",
@@ -79,23 +104,28 @@ impl Device {
             );
             return refused(what, "compile the model on this machine: turbo-compile MODEL --target trt");
         }
-        let found = self.library.version().to_string();
-        if found != needed.tensorrt {
+        if self.tensorrt != needed.tensorrt {
             let what = format!(
-                "the engine file was built with TensorRT {}, {} is {found}",
+                "the engine file was built with TensorRT {}, {} is {}",
                 needed.tensorrt,
-                self.library.path().display()
+                self.library.display(),
+                self.tensorrt
             );
-            return refused(what, "give that version with --tensorrt, or compile the model again with this one");
+            let hint = "give that version with --tensorrt PATH, or compile the model with this one: \
+                        turbo-compile MODEL --target trt";
+            return refused(what, hint);
         }
-        let driver = self.shim().driver_version()?.unwrap_or((0, 0));
         let wanted = needed.cuda.split_once('.').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-        if wanted.is_some_and(|wanted: (i32, i32)| driver < wanted) {
+        let (driver_major, driver_minor) = self.driver.unwrap_or_default();
+        if wanted.is_some_and(|wanted| (driver_major, driver_minor) < wanted) {
             let what = format!(
-                "the engine file needs a driver for CUDA {} or newer, this one is for CUDA {}.{}",
-                needed.cuda, driver.0, driver.1
+                "the engine file needs a driver for CUDA {} or newer, this one is for CUDA \
+                 {driver_major}.{driver_minor}",
+                needed.cuda
             );
-            return refused(what, "update the NVIDIA driver");
+            let hint = "update the NVIDIA driver (nvidia-smi shows it), or compile the model on this machine: \
+                        turbo-compile MODEL --target trt";
+            return refused(what, hint);
         }
         Ok(())
     }
@@ -131,7 +161,7 @@ impl Memory {
     fn reserve(device: &Device, manifest: &Manifest) -> Result<Memory, RunError> {
         let info = device.shim().memory()?;
         fits(manifest, info)?;
-        let largest = manifest.stages.iter().filter_map(|stage| stage.activation_bytes).max().unwrap_or(0);
+        let largest = arena_bytes(manifest);
         let arena = DeviceBuffer::new(device.shim(), usize::try_from(largest).unwrap_or(usize::MAX))?;
         Ok(Memory { arena, free_before: info.free, peak: 0 })
     }
@@ -152,12 +182,21 @@ impl Memory {
     }
 }
 
+/// Size of the arena.
+fn arena_bytes(manifest: &Manifest) -> u64 {
+    manifest.stages.iter().filter_map(|stage| stage.activation_bytes).max().unwrap_or(0)
+}
+
 /// An error when a stage needs more than is free, with what would fit.
 fn fits(manifest: &Manifest, memory: MemoryInfo) -> Result<(), RunError> {
-    let largest = manifest.stages.iter().max_by_key(|stage| stage.peak_memory_bytes);
-    let Some((stage, peak)) = largest.and_then(|stage| Some((stage, stage.peak_memory_bytes?))) else {
-        return Ok(());
+    let arena = arena_bytes(manifest);
+    // The arena is there in every stage; the rest of a stage's peak are its weights and buffers.
+    let own = |stage: &turbo_engine_file::Stage| {
+        Some(stage.peak_memory_bytes?.saturating_sub(stage.activation_bytes.unwrap_or(0)))
     };
+    let stages = manifest.stages.iter().filter_map(|stage| Some((stage, own(stage)?)));
+    let Some((stage, weights)) = stages.max_by_key(|&(_, own)| own) else { return Ok(()) };
+    let peak = weights.saturating_add(arena);
     if peak <= memory.free {
         return Ok(());
     }
@@ -169,21 +208,29 @@ fn fits(manifest: &Manifest, memory: MemoryInfo) -> Result<(), RunError> {
         gib(memory.free),
         gib(memory.total)
     );
-    // Weights stay, the rest grows with the number of tokens.
-    let weights = peak.saturating_sub(stage.activation_bytes.unwrap_or(0));
-    let share = memory.free.saturating_sub(weights) as f64 / (peak - weights).max(1) as f64;
+    // Weights stay, the arena grows with the number of tokens.
+    let share = memory.free.saturating_sub(weights) as f64 / arena.max(1) as f64;
     let video = &manifest.video;
-    let stride = video.vae_stride[0];
     let latents = (f64::from(video.latent[1]) * share) as u32;
-    let hint = match (peak <= memory.total, latents) {
-        (true, _) => "close what else uses this GPU".to_string(),
-        (false, 0) => format!("its weights alone take {:.2} GiB: use a GPU with more memory", gib(weights)),
-        (false, latents) => format!(
+    let hint = if peak <= memory.total {
+        "close what else uses this GPU: nvidia-smi lists it".to_string()
+    } else if weights >= memory.free {
+        format!("its weights alone take {:.2} GiB: use a GPU with more memory", gib(weights))
+    } else if latents == 0 {
+        format!(
+            "one frame of {}x{} is too large already: compile with a smaller --size, or use a GPU with more memory",
+            video.width, video.height
+        )
+    } else {
+        format!(
             "about --size {}x{} --frames {} would fit: compile it so, or use a GPU with more memory",
             video.width,
             video.height,
-            (latents - 1) * stride + 1
-        ),
+            (latents - 1) * video.vae_stride[0] + 1
+        )
     };
     Err(RunError::Machine { what, hint })
 }
+
+#[cfg(test)]
+mod tests;

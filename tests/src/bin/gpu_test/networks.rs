@@ -1,0 +1,346 @@
+//! Denoisers of the real shapes with random weights: they build, refit and run; how long that takes and what it needs.
+//!
+//! Random weights say nothing about accuracy, so one block of each width is compared with the CPU kernels instead.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use safetensors::{Dtype, tensor::TensorView};
+use turbo_compile::engines::constants;
+use turbo_graph::{DType, Graph, Payload};
+use turbo_models::dit::{self, Attention, Config, LatentSize, Linear, Recipe};
+use turbo_models::{Params, Weights};
+use turbo_ops::Rng;
+use turbo_ops::cases::rel_l2;
+use turbo_pipeline::backend::{self, Options, Session, Tensor};
+use turbo_pipeline::tensorrt::Stage;
+use turbo_tests::gpu::{ACTIVATION, Gpu};
+use turbo_trt::{DeviceBuffer, Stream};
+
+use crate::report::Report;
+use crate::wide;
+
+/// Runs of a forward that are timed, after two that are not.
+const RUNS: usize = 5;
+/// Most seconds to load and refit the smaller network's plan.
+const REFIT: f64 = 2.0;
+
+/// Any tensor that a graph asks for, in the form in which a checkpoint of this recipe has it.
+struct Any {
+    config: Config,
+}
+
+impl Weights for Any {
+    fn info(&self, name: &str) -> Option<(DType, Vec<usize>)> {
+        let Config { dim, ffn_dim, in_dim, out_dim, text_dim, freq_dim, .. } = self.config;
+        let (stem, leaf) = name.rsplit_once('.')?;
+        let matrix = |n: usize, k: usize| match leaf {
+            "weight" => Some((DType::Bf16, vec![n, k])),
+            "int8_weight" => Some((DType::I8, vec![n, k])),
+            "scale" => Some((DType::F32, vec![n.div_ceil(128), k.div_ceil(128)])),
+            "bias" => Some((DType::F32, vec![n])),
+            _ => None,
+        };
+        let part = stem.split_once('.').filter(|(first, _)| *first == "blocks");
+        let inner = part.and_then(|(_, rest)| rest.split_once('.')).map(|(_, part)| part);
+        match (stem, inner) {
+            (_, Some("self_attn.attn_op.local_attn.proj_l")) => matrix(128, 128),
+            (_, Some("ffn.0")) => matrix(ffn_dim, dim),
+            (_, Some("ffn.2")) => matrix(dim, ffn_dim),
+            (_, Some(part)) if part.ends_with("norm_q") || part.ends_with("norm_k") || part == "norm3" => {
+                Some((DType::F32, vec![dim]))
+            }
+            (_, Some(part)) if part.contains("attn.") => matrix(dim, dim),
+            ("patch_embedding", _) => matrix(dim, in_dim * 4),
+            ("text_embedding.0", _) => matrix(dim, text_dim),
+            ("text_embedding.2" | "time_embedding.2", _) => matrix(dim, dim),
+            ("time_embedding.0", _) => matrix(dim, freq_dim),
+            ("time_projection.1", _) => matrix(6 * dim, dim),
+            ("head.head", _) => matrix(out_dim * 4, dim),
+            ("head", _) => Some((DType::F32, vec![1, 2, dim])),
+            (stem, None) if stem.starts_with("blocks.") => Some((DType::F32, vec![1, 6, dim])),
+            _ => None,
+        }
+    }
+}
+
+/// A named network: `1.3b-480p-w8a8`, `14b-720p-bf16`; `-block` for one block against the CPU.
+struct Network {
+    config: Config,
+    recipe: Recipe,
+    size: LatentSize,
+    block: bool,
+}
+
+impl Network {
+    fn named(name: &str) -> Option<Network> {
+        let mut parts = name.split('-');
+        let (dim, ffn_dim, layers) = match parts.next()? {
+            "1.3b" => (1536, 8960, 30),
+            "14b" => (5120, 13824, 40),
+            _ => return None,
+        };
+        let (frames, height, width) = match parts.next()? {
+            "480p" => (21, 60, 104),
+            "720p" => (21, 90, 160),
+            "small" => (3, 32, 40),
+            _ => return None,
+        };
+        let recipe = match parts.next()? {
+            "w8a8" => Recipe::default(),
+            "bf16" => Recipe { attention: Attention::Dense, linear: Linear::Bf16, ..Recipe::default() },
+            "sagebf16" => Recipe { linear: Linear::Bf16, ..Recipe::default() },
+            _ => return None,
+        };
+        let block = parts.next() == Some("block");
+        let config = Config {
+            dim,
+            ffn_dim,
+            heads: dim / 128,
+            layers: if block { 1 } else { layers },
+            in_dim: 16,
+            out_dim: 16,
+            text_len: 512,
+            text_dim: 4096,
+            freq_dim: 256,
+            eps: 1e-6,
+            has_proj_l: true,
+            quantized: false,
+        };
+        Some(Network { config, recipe, size: LatentSize { frames, height, width }, block })
+    }
+
+    fn graph(&self, weights: &Any, compute: DType) -> Result<Graph> {
+        let params = match compute {
+            DType::F32 => Params::new(weights, compute),
+            _ => Params::converted(weights, compute),
+        };
+        Ok(dit::denoiser(&self.config, &self.recipe, params, 1, self.size)?)
+    }
+}
+
+pub fn run(gpu: &Gpu, report: &mut Report, name: &str) {
+    let result = match Network::named(name) {
+        None => Err(anyhow::anyhow!("there is no network of this name")),
+        Some(network) if network.block => block(gpu, report, name, &network),
+        Some(network) => whole(gpu, report, name, &network),
+    };
+    report.case("network", &format!("{name} runs"), 0.0, || result.map(|()| 0.0));
+}
+
+/// Builds, refits and runs a whole denoiser.
+fn whole(gpu: &Gpu, report: &mut Report, name: &str, network: &Network) -> Result<()> {
+    let any = Any { config: network.config.clone() };
+    let graph = network.graph(&any, ACTIVATION)?;
+    let weights = random(&graph)?;
+    report.figure("network", &format!("{name}: weights"), weights.len() as f64 / 1e6, "MB");
+    let start = Instant::now();
+    let plan = gpu.plan(&graph, &weights, true)?;
+    report.figure("network", &format!("{name}: build, stripped"), start.elapsed().as_secs_f64(), "s");
+    report.figure("network", &format!("{name}: plan, stripped"), plan.len() as f64 / 1e6, "MB");
+
+    let shim = gpu.device.library().shim();
+    let stream = Stream::new(shim)?;
+    let before = shim.memory()?.free;
+    let host = resident();
+    let start = Instant::now();
+    let constants = constants(&graph)?;
+    let mut stage = Stage::load(&gpu.device, name, &plan, &[&weights, &constants], &[], &stream)?;
+    stream.synchronize()?;
+    let loaded = start.elapsed().as_secs_f64();
+    report.figure("network", &format!("{name}: load and refit"), loaded, "s");
+    if let (Some(host), Some(now)) = (host, resident()) {
+        let share = now.saturating_sub(host) as f64 / weights.len() as f64;
+        report.figure("network", &format!("{name}: host memory of it over the weights"), share, "x");
+    }
+    if name == "1.3b-480p-w8a8" {
+        report.case("network", &format!("{name}: seconds to load and refit"), REFIT, || Ok(loaded));
+    }
+    let arena = DeviceBuffer::new(shim, stage.memory())?;
+    stage.work_in(&arena)?;
+    fill(&stage, &stream)?;
+    for _ in 0..2 {
+        stage.enqueue(&stream)?;
+    }
+    stream.synchronize()?;
+    let mut times = Vec::new();
+    for _ in 0..RUNS {
+        let from = stream.record()?;
+        stage.enqueue(&stream)?;
+        let to = stream.record()?;
+        to.synchronize()?;
+        times.push(to.milliseconds_since(&from)?);
+    }
+    times.sort_by(f32::total_cmp);
+    report.figure("network", &format!("{name}: forward, median of {RUNS}"), f64::from(times[RUNS / 2]), "ms");
+    let used = before.saturating_sub(shim.memory()?.free);
+    report.figure("network", &format!("{name}: GPU memory"), used as f64 / f64::from(1 << 30), "GiB");
+    report.figure(
+        "network",
+        &format!("{name}: of which activations"),
+        stage.memory() as f64 / f64::from(1 << 30),
+        "GiB",
+    );
+    let mut layers: BTreeMap<String, f64> = BTreeMap::new();
+    for layer in stage.profile(&stream)? {
+        *layers.entry(kind(&layer.layer)).or_default() += f64::from(layer.milliseconds);
+    }
+    let mut layers: Vec<(String, f64)> = layers.into_iter().collect();
+    layers.sort_by(|a, b| b.1.total_cmp(&a.1));
+    for (layer, milliseconds) in layers.into_iter().take(12) {
+        report.figure("network", &format!("{name}: all of {layer}"), milliseconds, "ms");
+    }
+    Ok(())
+}
+
+/// The op of a layer: `TurboSla` of `blocks.3.self_attn.TurboSla#`, and TensorRT's own layers together.
+fn kind(layer: &str) -> String {
+    match layer.find("Turbo") {
+        Some(at) => layer[at..].chars().take_while(|c| c.is_alphanumeric()).collect(),
+        None => "TensorRT's own".to_string(),
+    }
+}
+
+/// One block against the CPU kernels over the same weights.
+fn block(gpu: &Gpu, report: &mut Report, name: &str, network: &Network) -> Result<()> {
+    let any = Any { config: network.config.clone() };
+    let graph = network.graph(&any, ACTIVATION)?;
+    let weights = random(&graph)?;
+    let mut inputs = inputs(&graph);
+    let fed: Vec<(&str, &[f32])> = inputs.iter().map(|(name, v)| (name.as_str(), v.as_slice())).collect();
+    let found = gpu.engine(&graph, &weights)?.run(&fed)?;
+
+    let runtime = backend::init(None, None)?;
+    let graph = network.graph(&any, DType::F32)?;
+    // The same values: what the GPU's graph takes converted, widened or in the shape of its own graph.
+    let weights = widened(&graph, &weights)?;
+    let onnx = turbo_onnx::encode_with_weight_inputs(&graph)?;
+    let options = Options {
+        stage: name,
+        graph: &onnx,
+        weights: vec![("weights".to_string(), std::sync::Arc::new(weights))],
+        cancelled: Default::default(),
+    };
+    let shapes: BTreeMap<&str, Vec<usize>> =
+        graph.inputs().iter().map(|&v| (graph.value_name(v), graph.shape(v).to_vec())).collect();
+    let tensors: Vec<(String, Tensor)> = inputs
+        .drain(..)
+        .map(|(name, values)| {
+            let shape = shapes.get(name.as_str()).cloned().unwrap_or_default();
+            (name, Tensor::f32(shape, values))
+        })
+        .collect();
+    let fed: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let expected = Session::load(&runtime, options)?.run(&fed)?;
+    let (_, expected) = expected.first().context("no output")?;
+    let error = rel_l2(&wide(&found["velocity"]), &wide(expected.as_f32()));
+    report.case("network", &format!("{name} against the CPU kernels"), 2e-2, || Ok(error));
+    Ok(())
+}
+
+/// Random inputs of a graph that bf16 holds exactly.
+fn inputs(graph: &Graph) -> Vec<(String, Vec<f32>)> {
+    let mut rng = Rng::new(7);
+    let input = |&value: &turbo_graph::Value| {
+        let count: usize = graph.shape(value).iter().product();
+        (graph.value_name(value).to_string(), (0..count).map(|_| rng.normal() as f32).collect())
+    };
+    graph.inputs().iter().map(input).collect()
+}
+
+/// Random inputs on the GPU: never zeros, which run faster.
+fn fill(stage: &Stage, stream: &Stream) -> Result<()> {
+    let mut rng = Rng::new(11);
+    for tensor in stage.tensors().iter().filter(|tensor| tensor.is_input) {
+        let count: usize = tensor.shape.iter().product();
+        let values = (0..count).map(|_| rng.normal() as f32);
+        match tensor.bytes / count.max(1) {
+            2 => {
+                let values: Vec<half::bf16> = values.map(half::bf16::from_f32).collect();
+                stage.upload(&tensor.name, &values, stream)?;
+            }
+            _ => stage.upload(&tensor.name, &values.collect::<Vec<f32>>(), stream)?,
+        }
+    }
+    Ok(())
+}
+
+/// Elements of a random pattern that a weight repeats: a prime, so that no two rows are alike.
+const PATTERN: usize = 65_521;
+
+/// Random weights of a graph as a safetensors file, of a size that keeps activations near one. All but scales are
+/// values of bf16.
+fn random(graph: &Graph) -> Result<Vec<u8>> {
+    let mut rng = Rng::new(5);
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for initializer in graph.initializers() {
+        let Payload::Weight(name) = &initializer.payload else { continue };
+        let shape = graph.shape(initializer.value).to_vec();
+        let count: usize = shape.iter().product();
+        let columns = shape.last().copied().unwrap_or(1) as f32;
+        let matrix = 1.7 / columns.sqrt();
+        let mut values = |center: f32, size: f32| -> Vec<half::bf16> {
+            let unit = |rng: &mut Rng| 2.0 * rng.uniform() as f32 - 1.0;
+            (0..count.min(PATTERN)).map(|_| half::bf16::from_f32(center + size * unit(&mut rng))).collect()
+        };
+        let f32s = |values: Vec<half::bf16>| values.iter().flat_map(|v| v.to_f32().to_le_bytes()).collect();
+        let (dtype, pattern): (Dtype, Vec<u8>) = match graph.dtype(initializer.value) {
+            DType::I8 => (Dtype::I8, (0..count.min(PATTERN)).map(|_| rng.bits() as u8).collect()),
+            DType::F32 if name.ends_with(".scale") => {
+                let scale = 1.0 / (74.0 * (columns * 128.0).sqrt());
+                (Dtype::F32, (0..count).flat_map(|_| scale.to_le_bytes()).collect())
+            }
+            DType::F32 if name.contains("norm") => (Dtype::F32, f32s(values(1.0, 0.1))),
+            DType::F32 => (Dtype::F32, f32s(values(0.0, if shape.len() == 2 { matrix } else { 0.1 }))),
+            _ => (Dtype::BF16, values(0.0, matrix).iter().flat_map(|v| v.to_le_bytes()).collect()),
+        };
+        let total = count * graph.dtype(initializer.value).size();
+        let mut bytes = Vec::with_capacity(total);
+        while bytes.len() < total {
+            bytes.extend_from_slice(&pattern[..pattern.len().min(total - bytes.len())]);
+        }
+        tensors.push((name.clone(), dtype, shape, bytes));
+    }
+    serialize(&tensors)
+}
+
+fn serialize(tensors: &[(String, Dtype, Vec<usize>, Vec<u8>)]) -> Result<Vec<u8>> {
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        Ok((name.clone(), TensorView::new(*dtype, shape.clone(), bytes)?))
+    });
+    let views: Vec<(String, TensorView<'_>)> = views.collect::<Result<_>>()?;
+    Ok(safetensors::serialize(views, None)?)
+}
+
+/// The weights of a GPU graph in the types and shapes that another graph has them in.
+fn widened(graph: &Graph, weights: &[u8]) -> Result<Vec<u8>> {
+    let stored = safetensors::SafeTensors::deserialize(weights)?;
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for initializer in graph.initializers() {
+        let Payload::Weight(name) = &initializer.payload else { continue };
+        let view = stored.tensor(name)?;
+        let shape = graph.shape(initializer.value).to_vec();
+        let (dtype, bytes) = match (view.dtype(), graph.dtype(initializer.value)) {
+            (Dtype::F32, DType::Bf16) => {
+                let values = view.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b));
+                let bytes = values.flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect();
+                (Dtype::BF16, bytes)
+            }
+            (Dtype::BF16, DType::F32) => {
+                let values = view.data().as_chunks().0.iter().map(|&b| half::bf16::from_le_bytes(b));
+                (Dtype::F32, values.flat_map(|v| v.to_f32().to_le_bytes()).collect())
+            }
+            (dtype, _) => (dtype, view.data().to_vec()),
+        };
+        tensors.push((name.clone(), dtype, shape, bytes));
+    }
+    serialize(&tensors)
+}
+
+/// Resident bytes of this process, where the system tells.
+fn resident() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024)
+}
