@@ -25,7 +25,7 @@ struct Cli {
     /// Folder of libturbo_trt and libturbo_plugins [default: beside this program, then target/gpu/lib]
     #[arg(long)]
     gpu_libraries: Option<PathBuf>,
-    /// Vectors from the reference's GPU kernels (dit.safetensors, ckpt.safetensors, ckpt_quant.safetensors)
+    /// Golden vectors: their folder, with the set from the reference's GPU kernels in its subfolder gpu
     #[arg(long)]
     golden: Option<PathBuf>,
     /// Compile the demo checkpoint for both backends and compare their videos
@@ -60,7 +60,7 @@ fn main() -> Result<()> {
         ops::run(&gpu, &mut report);
     }
     if let Some(folder) = &cli.golden {
-        golden::run(&gpu, &mut report, folder)?;
+        golden::run(&gpu, &cli, &mut report, folder);
     }
     for name in &cli.networks {
         networks::run(&gpu, &mut report, name);

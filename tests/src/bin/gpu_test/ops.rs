@@ -19,7 +19,7 @@ pub fn run(gpu: &Gpu, report: &mut Report) {
         };
         (op.cases)().into_iter().max_by_key(elements).map(|case| (*op, case))
     };
-    let cases: Vec<(&Op, Case)> = turbo_ops::ALL.iter().filter_map(|op| largest(&op)).collect();
+    let cases: Vec<(&Op, Case)> = turbo_ops::ALL.iter().filter_map(largest).collect();
     let tensors: Vec<Vec<Tensor>> = cases.iter().map(|(op, case)| (op.sample)(case)).collect();
     let found = engine(gpu, &cases, &tensors);
     for ((op, case), tensors) in cases.iter().zip(&tensors) {
