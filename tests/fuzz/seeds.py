@@ -178,6 +178,12 @@ def write_torch():
 GRAPH = "graphs/dit.onnx"
 
 
+VIDEO = {
+    "width": 16, "height": 32, "frames": 5, "fps": 16, "vae_stride": [4, 8, 8], "latent": [1, 2, 4, 2],
+    "tokens": 4, "latent_mean": [-0.5], "latent_std": [2.25],
+}
+
+
 def manifest(content, **changes):
     made = {
         "schema": 1,
@@ -189,10 +195,7 @@ def manifest(content, **changes):
             "family": "wan2.1-t2v", "dim": 8, "heads": 2, "layers": 1, "ffn_dim": 8, "in_channels": 1,
             "out_channels": 1, "text_dim": 4, "text_len": 8, "parameters": 100,
         },
-        "video": {
-            "width": 16, "height": 32, "frames": 5, "fps": 16, "vae_stride": [4, 8, 8], "latent": [1, 2, 4, 2],
-            "tokens": 4, "latent_mean": [-0.5], "latent_std": [2.25],
-        },
+        "videos": [VIDEO],
         "sampling": {"steps": 4, "sigma_max": 80.0, "sampler": "sde"},
         "tokenizer": {"entry": GRAPH, "pad_id": 0},
         "stages": [
@@ -226,7 +229,7 @@ def engine_zip(entries):
 def write_engine():
     content = b"graph"
     plain = manifest(content)
-    sla = {"kind": "sagesla", "topk": 0.5, "keep_blocks": 1, "block_q": 2, "block_k": 2, "pv": "fp8"}
+    sla = {"kind": "sagesla", "topk": 0.5, "block_q": 2, "block_k": 2, "pv": "fp8"}
     step = {"name": "a", "graph": GRAPH, "weights": [GRAPH], "peak_memory_bytes": 9}
     tensor = {"dtype": "bf16", "shape": [2, 3]}
     stages = [
@@ -236,8 +239,12 @@ def write_engine():
         }
         for name in ("a", "b")
     ]
+    # One frame beside five, and the second stage once for each.
+    short = {"frames": 1, "latent": [1, 1, 4, 2], "tokens": 2}
+    stages[1:] = [{**stages[1], "video": video} for video in (0, 1)]
     full = {
         "recipe": {"attention": sla, "linear": "w8a8"},
+        "videos": [{**VIDEO, "keep_blocks": 1}, {**VIDEO, **short, "keep_blocks": 1}],
         "ops": [{"name": "TurboSageSla", "version": "1"}],
         "stages": stages,
         "experts": {"high": {"step": "a"}, "low": {"step": "b", "context": "a"}},
@@ -250,6 +257,7 @@ def write_engine():
     save("manifest", "bad_newer", b'{"schema":2,"created_by":{"name":"turbo-compile","version":"9"},"new":[]}')
     save("manifest", "bad_older", b'{"schema":0}')
     save("manifest", "bad_unknown", manifest(content, extra=1))
+    save("manifest", "bad_video", manifest(content, videos=[VIDEO, VIDEO]))
     save("manifest", "bad_path", manifest(content, tokenizer={"entry": "../x", "pad_id": 0}))
     save("manifest", "bad_steps", manifest(content, sampling={"steps": 9, "sigma_max": 80.0, "sampler": "sde"}))
     save("manifest", "bad_syntax", plain[:200])

@@ -67,8 +67,17 @@ impl Captions {
 /// # Errors
 /// What the pipeline reports.
 pub fn generate(engine: &Engine, prompt: &str, steps: u32) -> Result<Vec<Frame>> {
+    generate_video(engine, 0, prompt, steps)
+}
+
+/// As [`generate`], of one of the videos that the engine file is made for.
+///
+/// # Errors
+/// What the pipeline reports.
+pub fn generate_video(engine: &Engine, video: usize, prompt: &str, steps: u32) -> Result<Vec<Frame>> {
     let noise: NoiseKind = "torch-cuda:132x2048".parse().map_err(anyhow::Error::msg)?;
     let request = Request {
+        video,
         prompt: prompt.to_string(),
         image: None,
         seed: 0,

@@ -1,6 +1,8 @@
 //! Graphs as TensorRT engines, fed from and read into host memory: what the GPU program tests with.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -8,12 +10,14 @@ use half::{bf16, f16};
 use turbo_checkpoint::Checkpoint;
 use turbo_graph::{DType as GraphType, Graph};
 use turbo_pipeline::tensorrt::{Device, Stage, plugins};
-use turbo_trt::{BuildOptions, Builder, DType, DeviceBuffer, Stream, Weights};
+use turbo_trt::{BuildOptions, Builder, DType, DeviceBuffer, Stream};
 
 /// TensorRT on this machine's GPU.
 pub struct Gpu {
     /// Library, GPU and plugins.
     pub device: Device,
+    /// Made for the first build: it takes seconds.
+    builder: RefCell<Option<Builder>>,
     plugins: PathBuf,
     stream: Stream,
     folder: tempfile::TempDir,
@@ -22,10 +26,21 @@ pub struct Gpu {
 /// Values by name, as f32 whatever their type on the GPU.
 pub type Values = BTreeMap<String, Vec<f32>>;
 
-/// Weights in one safetensors file.
+/// The weights of one safetensors file.
 struct Places {
     file: Checkpoint,
+    name: String,
+    /// Where the file's data starts.
     start: u64,
+}
+
+impl Places {
+    fn open(path: &Path) -> Result<Places> {
+        let mut length = [0; 8];
+        std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut length)).context("weights")?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Places { file: Checkpoint::open(path)?, name, start: 8 + u64::from_le_bytes(length) })
+    }
 }
 
 impl turbo_onnx::WeightPlaces for Places {
@@ -33,11 +48,7 @@ impl turbo_onnx::WeightPlaces for Places {
         let view = self.file.get(name)?;
         let base = self.file.tensors().map(|t| t.bytes().as_ptr().addr()).min()?;
         let offset = self.start + (view.bytes().as_ptr().addr() - base) as u64;
-        Some(turbo_onnx::Place {
-            location: "weights.safetensors".to_string(),
-            offset,
-            length: view.bytes().len() as u64,
-        })
+        Some(turbo_onnx::Place { location: self.name.clone(), offset, length: view.bytes().len() as u64 })
     }
 }
 
@@ -47,36 +58,42 @@ impl Gpu {
         let device = Device::open(libraries, tensorrt)?;
         let plugins = plugins(device.library())?;
         let stream = Stream::new(device.library().shim())?;
-        Ok(Gpu { device, plugins, stream, folder: tempfile::tempdir()? })
+        Ok(Gpu { device, builder: RefCell::default(), plugins, stream, folder: tempfile::tempdir()? })
     }
 
-    /// Builds a graph over weights, a safetensors file; a stripped plan leaves them out.
-    pub fn plan(&self, graph: &Graph, weights: &[u8], strip: bool) -> Result<Vec<u8>> {
-        let path = self.folder.path().join("weights.safetensors");
-        std::fs::write(&path, weights)?;
-        let header = weights.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        let onnx = match weights.is_empty() {
-            true => turbo_onnx::encode_with_weight_inputs(graph)?,
-            false => {
-                turbo_onnx::encode(graph, &Places { file: Checkpoint::open(&path)?, start: 8 + header })?
+    /// Builds a graph over the weights of a safetensors file; a stripped plan leaves them out. `level` says how long
+    /// TensorRT looks for fast kernels of its own layers.
+    pub fn plan(&self, graph: &Graph, weights: Option<&Path>, strip: bool, level: u8) -> Result<Vec<u8>> {
+        let onnx = match weights {
+            None => turbo_onnx::encode_with_weight_inputs(graph)?,
+            Some(path) => turbo_onnx::encode(graph, &Places::open(path)?)?,
+        };
+        let mut builder = self.builder.borrow_mut();
+        let builder = match &mut *builder {
+            Some(builder) => builder,
+            none => {
+                let mut builder = Builder::new(self.device.library())?;
+                builder.load_plugins(&self.plugins)?;
+                none.insert(builder)
             }
         };
-        let mut builder = Builder::new(self.device.library())?;
-        builder.load_plugins(&self.plugins)?;
-        let beside = self.folder.path().join("graph.onnx");
-        let mut network = builder.parse(&onnx, &Weights { path: Some(&beside), data: Vec::new() })?;
+        // The graph seems to lie beside its weights.
+        let beside = weights.unwrap_or(self.folder.path()).with_extension("onnx");
+        let mut network = builder.parse(&onnx, &beside)?;
         let wanted = graph.nodes().iter().filter(|node| node.domain == turbo_ops::DOMAIN).count();
         let found = network.layers()?.iter().filter(|layer| layer.plugin.is_some()).count();
         if found != wanted {
             bail!("{wanted} custom ops, {found} plugin layers");
         }
-        let options = BuildOptions { tf32: false, strip, refit: strip, ..BuildOptions::default() };
+        let options = BuildOptions { tf32: false, strip, refit: strip, level, ..BuildOptions::default() };
         Ok(network.build(&options, &|_| true)?.bytes().to_vec())
     }
 
-    /// Builds a graph over weights and loads it.
+    /// Builds a graph over weights and loads it; without a search, for graphs that are small.
     pub fn engine(&self, graph: &Graph, weights: &[u8]) -> Result<Engine<'_>> {
-        let plan = self.plan(graph, weights, false)?;
+        let path = self.folder.path().join("weights.safetensors");
+        std::fs::write(&path, weights)?;
+        let plan = self.plan(graph, (!weights.is_empty()).then_some(path.as_path()), false, 1)?;
         let mut stage = Stage::load(&self.device, &graph.name, &plan, &[], &[], &self.stream)?;
         let arena = DeviceBuffer::new(self.device.library().shim(), stage.memory())?;
         stage.work_in(&arena)?;

@@ -139,8 +139,8 @@ fn check(name: &str, choices: &Choices, transformer: f64) -> Option<String> {
 fn small_demo() -> Choices {
     Choices {
         model: Some(demo::folder()),
-        size: Some("64x64".parse().unwrap()),
-        frames: Some(49),
+        size: vec!["64x64".parse().unwrap()],
+        frames: vec![49],
         ..Choices::default()
     }
 }
@@ -197,8 +197,8 @@ fn both_experts_and_the_encoder_run_in_stock_python() {
         text_encoder: Some(text.clone()),
         vae: Some(vae.clone()),
         tokenizer: Some(tokenizer),
-        size: Some("64x64".parse().unwrap()),
-        frames: Some(5),
+        size: vec!["64x64".parse().unwrap()],
+        frames: vec![5],
         ..Choices::default()
     };
     check("standard flavor, image to video", &choices, 2e-2);

@@ -8,7 +8,7 @@ use clap::ValueHint;
 use serde::{Deserialize, Serialize};
 use turbo_models::dit::{Attention, Linear, PvType, Tiling};
 
-use crate::CompileError;
+use crate::{CompileError, one_or_many};
 
 /// What the user chose; what is left out is read from the model or has a default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -90,14 +90,14 @@ pub struct Choices {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flavor: Option<Flavor>,
 
-    /// Video size in pixels [default: config.json's, or 832x480 (text) and 1280x720 (image)]
-    #[arg(long, value_name = "WxH", help_heading = "Video")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub size: Option<Size>,
-    /// Frames, 1 plus a multiple of 4 [default: config.json's, or 81]
-    #[arg(long, value_name = "N", help_heading = "Video")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub frames: Option<usize>,
+    /// Video sizes in pixels, the first the default [default: config.json's, or 832x480 (text) and 1280x720 (image)]
+    #[arg(long, value_name = "WxH,...", value_delimiter = ',', help_heading = "Video")]
+    #[serde(skip_serializing_if = "Vec::is_empty", with = "one_or_many")]
+    pub size: Vec<Size>,
+    /// Numbers of frames at each size, 1 plus a multiple of 4, the first the default [default: config.json's, or 81]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', help_heading = "Video")]
+    #[serde(skip_serializing_if = "Vec::is_empty", with = "one_or_many")]
+    pub frames: Vec<usize>,
     /// Frames per second [default: config.json's, or 16]
     #[arg(long, value_name = "N", help_heading = "Video")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -260,8 +260,8 @@ impl Choices {
             pv: self.pv.or(base.pv),
             linear: self.linear.or(base.linear),
             flavor: self.flavor.or(base.flavor),
-            size: self.size.or(base.size),
-            frames: self.frames.or(base.frames),
+            size: if self.size.is_empty() { base.size } else { self.size },
+            frames: if self.frames.is_empty() { base.frames } else { self.frames },
             fps: self.fps.or(base.fps),
             steps: self.steps.or(base.steps),
             sampler: self.sampler.or(base.sampler),

@@ -27,6 +27,8 @@ pub trait Progress {
     fn begin(&mut self, what: &str, total: Option<u64>);
     /// `bytes` more are done.
     fn advance(&mut self, bytes: u64);
+    /// This share of the part is done, 0 to 1, where it is not counted in bytes.
+    fn share(&mut self, _share: f64) {}
     /// Set when the user asks to stop.
     fn stop_flag(&self) -> Arc<AtomicBool>;
     /// Whether the user asked to stop.
@@ -118,7 +120,7 @@ impl<'a> Prepared<'a> {
             let graphs = || stages.iter().filter(|s| s.weights == source).map(|s| &s.graph);
             let used: BTreeSet<String> = graphs().flat_map(stages::weight_names).collect();
             if plan.target == Target::Trt {
-                stored.convert(&stages::weight_forms(graphs()));
+                stored.convert(&stages::weight_forms(graphs())?);
             }
             let known = |name: &str| match source {
                 Source::Dit(_) => proj_l.contains(name),
@@ -142,7 +144,7 @@ impl<'a> Prepared<'a> {
     /// What ONNX cannot hold.
     pub fn engine_graph(&self, stage: &Stage) -> Result<Vec<u8>, CompileError> {
         turbo_onnx::encode_with_weight_inputs(&stage.graph)
-            .map_err(|cause| CompileError::Onnx { stage: stage.name.clone(), cause })
+            .map_err(|cause| CompileError::Onnx { stage: stage.file.clone(), cause })
     }
 
     /// The stage's ONNX file for any reader; its external data refers to the weights' entries.
@@ -168,7 +170,7 @@ impl<'a> Prepared<'a> {
         let layout = self.weights.get(&stage.weights).map(|(_, layout)| layout);
         let places = Places { location, start, layout };
         turbo_onnx::encode(&stage.graph, &places)
-            .map_err(|cause| CompileError::Onnx { stage: stage.name.clone(), cause })
+            .map_err(|cause| CompileError::Onnx { stage: stage.file.clone(), cause })
     }
 }
 
@@ -238,7 +240,7 @@ pub fn compile(choices: &Choices, progress: &mut dyn Progress) -> Result<Report,
 
     if engines.is_none() {
         for (stage, graph) in prepared.stages.iter().zip(&graphs) {
-            writer.add(&manifest::graph_entry(&stage.name, Target::Cpu), graph)?;
+            writer.add(&manifest::graph_entry(stage, Target::Cpu), graph)?;
         }
     }
     writer.add(manifest::TOKENIZER_ENTRY, &tokenizer)?;
@@ -341,7 +343,7 @@ fn emit(prepared: &Prepared<'_>, engine: &Path, folder: &Path) -> Result<(), Com
     let file = EngineFile::open(engine)?;
     let graphs: BTreeSet<&String> = file.manifest().stages.iter().map(|stage| &stage.graph).collect();
     for stage in &prepared.stages {
-        put(&folder.join(manifest::graph_entry(&stage.name, Target::Cpu)), &prepared.onnx(stage)?)?;
+        put(&folder.join(manifest::graph_entry(stage, Target::Cpu)), &prepared.onnx(stage)?)?;
     }
     for entry in file.manifest().entries.iter().filter(|entry| !graphs.contains(&entry.path)) {
         put(&folder.join(&entry.path), file.bytes(&entry.path)?)?;

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError, mpsc};
 
 use etcetera::BaseStrategy;
 use safetensors::{Dtype, tensor::TensorView};
@@ -12,11 +13,13 @@ use sha2::{Digest, Sha256};
 use turbo_engine_file::{self as file, Writer};
 use turbo_graph::{DType, Graph, Payload};
 use turbo_pipeline::tensorrt::{Device, Stage as Loaded, plugins};
-use turbo_trt::{BuildOptions, Builder, DeviceBuffer, Error, Stream, Weights};
+use turbo_trt::{BuildOptions, Builder, DeviceBuffer, Error, Network, Stream};
 
 use crate::CompileError;
-use crate::choices::Choices;
+use crate::choices::{Choices, Target};
 use crate::compile::{Prepared, Progress};
+use crate::manifest::graph_entry;
+use crate::phases::Phases;
 use crate::stages::Stage;
 
 /// File of the cache folder with TensorRT's measurements.
@@ -37,6 +40,8 @@ fn options(level: u8, timings: &[u8]) -> BuildOptions<'_> {
 /// Builds plans on this machine's GPU.
 pub(crate) struct Engines {
     device: Device,
+    /// Made for the first plan that is not in the cache, because that takes seconds.
+    builder: Option<Builder>,
     plugins: PathBuf,
     /// Digest of the plugin library: other kernels make other plans.
     plugins_digest: String,
@@ -64,7 +69,14 @@ impl Engines {
             },
         };
         std::fs::create_dir_all(&cache).map_err(|cause| CompileError::Io { path: cache.clone(), cause })?;
-        Ok(Engines { device, plugins, plugins_digest, cache, level: choices.effort.unwrap_or(3) })
+        Ok(Engines {
+            device,
+            builder: None,
+            plugins,
+            plugins_digest,
+            cache,
+            level: choices.effort.unwrap_or(3),
+        })
     }
 
     /// What the plans will be bound to.
@@ -102,7 +114,7 @@ impl Engines {
                 return Err(CompileError::usage(format!("{entry} was not written"), "report this"));
             };
             let key = self.key(&gpu, graph, writer.digest(&entry).unwrap_or_default());
-            progress.begin(&format!("building {}", stage.name), None);
+            progress.begin(&format!("building {}", stage.file), None);
             let kept = self.cache.join(format!("{key}.plan"));
             let plan = match std::fs::read(&kept) {
                 Ok(plan) => plan,
@@ -112,8 +124,8 @@ impl Engines {
                     plan
                 }
             };
-            writer.add(&format!("constants/{}.safetensors", stage.name), &constants(&stage.graph)?)?;
-            writer.add(&format!("{}.plan", stage.name), &plan)?;
+            writer.add(&constants_entry(stage), &constants(&stage.graph)?)?;
+            writer.add(&graph_entry(stage, Target::Trt), &plan)?;
             plans.push(plan);
         }
         self.measure(prepared, &plans, writer, manifest, progress)?;
@@ -145,7 +157,7 @@ impl Engines {
     }
 
     fn plan(
-        &self,
+        &mut self,
         prepared: &Prepared<'_>,
         stage: &Stage,
         weights: &Path,
@@ -156,23 +168,28 @@ impl Engines {
             weights.canonicalize().map_err(|cause| CompileError::Io { path: weights.into(), cause })?;
         let location = weights.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let onnx = prepared.onnx_over(stage, &location, start)?;
-        let mut builder = Builder::new(self.device.library())?;
-        builder.load_plugins(&self.plugins)?;
+        let builder = match &mut self.builder {
+            Some(builder) => builder,
+            none => {
+                let mut builder = Builder::new(self.device.library())?;
+                builder.load_plugins(&self.plugins)?;
+                none.insert(builder)
+            }
+        };
         // The parser reads the weights out of the unfinished engine file, beside which the graph seems to lie.
         let path = weights.with_extension("onnx");
-        let mut network = builder.parse(&onnx, &Weights { path: Some(&path), data: Vec::new() })?;
+        let network = builder.parse(&onnx, &path)?;
         let ops = |node: &&turbo_graph::Node| node.domain == turbo_ops::DOMAIN;
         let wanted = stage.graph.nodes().iter().filter(ops).count();
         let found = network.layers()?.iter().filter(|layer| layer.plugin.is_some()).count();
         if found != wanted {
             return Err(CompileError::Network {
-                path: stage.name.clone().into(),
+                path: stage.file.clone().into(),
                 cause: format!("{wanted} custom ops, of which {found} became plugins"),
             });
         }
         let timings = std::fs::read(self.cache.join(TIMINGS)).unwrap_or_default();
-        let cancelled = progress.stop_flag();
-        let plan = network.build(&options(self.level, &timings), &|_| !cancelled.load(Ordering::Relaxed))?;
+        let plan = watched(network, &options(self.level, &timings), progress)?;
         keep(&self.cache.join(TIMINGS), plan.timing_cache())?;
         Ok(plan.bytes().to_vec())
     }
@@ -188,33 +205,68 @@ impl Engines {
     ) -> Result<(), CompileError> {
         let shim = self.device.library().shim();
         let stream = Stream::new(shim)?;
-        for ((stage, plan), described) in prepared.stages.iter().zip(plans).zip(&mut manifest.stages) {
+        for (stage, plan) in prepared.stages.iter().zip(plans) {
             if progress.cancelled() {
                 return Err(CompileError::Interrupted);
             }
-            progress.begin(&format!("measuring {}", stage.name), None);
-            let constants_entry = format!("constants/{}.safetensors", stage.name);
+            progress.begin(&format!("measuring {}", stage.file), None);
+            let entry = graph_entry(stage, Target::Trt);
+            // A plan that several videos share is described once for each of them.
+            let mut described: Vec<&mut file::Stage> =
+                manifest.stages.iter_mut().filter(|described| described.graph == entry).collect();
+            let state = described.first().map(|described| described.state.clone()).unwrap_or_default();
             let mut maps = Vec::new();
-            for entry in [prepared.entry(stage), constants_entry.clone()] {
+            for entry in [prepared.entry(stage), constants_entry(stage)] {
                 let Some((path, start)) = writer.written(&entry)? else { continue };
                 maps.push(map(&path, start, writer.size(&entry).unwrap_or(0))?);
             }
             let weights: Vec<&[u8]> = maps.iter().map(|map| &map[..]).collect();
             let before = shim.memory()?.free;
-            let mut loaded =
-                Loaded::load(&self.device, &stage.name, plan, &weights, &described.state, &stream)?;
+            let mut loaded = Loaded::load(&self.device, &stage.file, plan, &weights, &state, &stream)?;
             let activation = loaded.memory();
             let arena = DeviceBuffer::new(shim, activation)?;
             loaded.work_in(&arena)?;
             loaded.enqueue(&stream)?;
             stream.synchronize()?;
             let used = before.saturating_sub(shim.memory()?.free);
-            described.peak_memory_bytes = Some(used.max(1));
-            described.activation_bytes = Some(activation as u64);
-            described.weights.push(constants_entry);
+            for described in &mut described {
+                described.peak_memory_bytes = Some(used.max(1));
+                described.activation_bytes = Some(activation as u64);
+                described.weights.push(constants_entry(stage));
+            }
         }
         Ok(())
     }
+}
+
+/// Builds on a thread of its own, while this one shows how far it is.
+fn watched(
+    mut network: Network<'_>,
+    options: &BuildOptions<'_>,
+    progress: &mut dyn Progress,
+) -> Result<turbo_trt::Plan, CompileError> {
+    let cancelled = progress.stop_flag();
+    let (send, shares) = mpsc::channel();
+    let plan = std::thread::scope(|scope| {
+        let build = scope.spawn(move || {
+            let phases = Mutex::new(Phases::default());
+            network.build(options, &|said| {
+                let share = phases.lock().unwrap_or_else(PoisonError::into_inner).note(&said);
+                send.send(share).is_ok() && !cancelled.load(Ordering::Relaxed)
+            })
+        });
+        shares.iter().for_each(|share| progress.share(share));
+        build.join()
+    });
+    match plan {
+        Ok(plan) => Ok(plan?),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Entry of the constants that a stage's plan leaves out.
+fn constants_entry(stage: &Stage) -> String {
+    format!("constants/{}.safetensors", stage.file)
 }
 
 /// Constants of the graph as a safetensors file: a plan leaves them out as it does weights.

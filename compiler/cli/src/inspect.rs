@@ -44,12 +44,18 @@ fn write_text(out: &mut String, file: &EngineFile, m: &Manifest) -> std::fmt::Re
         model.in_channels,
         model.out_channels
     )?;
-    let v = &m.video;
-    writeln!(
-        out,
-        "video     {}x{}, {} frames at {} fps; latent {:?}, {} tokens",
-        v.width, v.height, v.frames, v.fps, v.latent, v.tokens
-    )?;
+    for (i, v) in m.videos.iter().enumerate() {
+        let label = if i == 0 { "video" } else { "" };
+        write!(
+            out,
+            "{label:<9} {}x{}, {} frames at {} fps; latent {:?}, {} tokens",
+            v.width, v.height, v.frames, v.fps, v.latent, v.tokens
+        )?;
+        match v.keep_blocks {
+            Some(keep) => writeln!(out, ", {keep} key blocks kept")?,
+            None => writeln!(out)?,
+        }
+    }
     let s = &m.sampling;
     write!(out, "sampling  {} steps, {}, sigma_max {}", s.steps, json(&s.sampler), s.sigma_max)?;
     match s.boundary {
@@ -61,7 +67,11 @@ fn write_text(out: &mut String, file: &EngineFile, m: &Manifest) -> std::fmt::Re
 
     writeln!(out, "\nstages")?;
     for stage in &m.stages {
-        writeln!(out, "  {:<20} {} with {}", stage.name, stage.graph, stage.weights.join(", "))?;
+        write!(out, "  {:<20} {} with {}", stage.name, stage.graph, stage.weights.join(", "))?;
+        match stage.video.and_then(|video| m.videos.get(video as usize)) {
+            Some(v) => writeln!(out, ", for {}x{}, {} frames", v.width, v.height, v.frames)?,
+            None => writeln!(out)?,
+        }
         for (label, tensors) in [("in ", &stage.inputs), ("out", &stage.outputs)] {
             for t in tensors.iter().take(4) {
                 writeln!(out, "    {label} {}: {}{:?}", t.name, json(&t.dtype), t.shape)?;

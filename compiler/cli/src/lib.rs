@@ -12,6 +12,8 @@ pub mod inputs;
 pub mod inspect;
 mod manifest;
 pub mod network;
+mod one_or_many;
+mod phases;
 pub mod resolve;
 pub mod stages;
 pub mod stored;

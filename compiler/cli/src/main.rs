@@ -173,6 +173,9 @@ fn summary(report: &Report, verbose: bool) -> String {
     text
 }
 
+/// Parts of a bar whose work is not counted in bytes.
+const SHARES: u64 = 1000;
+
 /// Progress bars on standard error, where that is a terminal.
 struct Bars {
     bar: Option<ProgressBar>,
@@ -219,6 +222,17 @@ impl Progress for Bars {
         if let Some(bar) = &self.bar {
             bar.inc(bytes);
         }
+    }
+
+    fn share(&mut self, share: f64) {
+        let Some(bar) = &self.bar else { return };
+        if bar.length().is_none()
+            && let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent}% {elapsed}")
+        {
+            bar.set_style(style);
+            bar.set_length(SHARES);
+        }
+        bar.set_position((share * SHARES as f64) as u64);
     }
 
     fn stop_flag(&self) -> Arc<AtomicBool> {

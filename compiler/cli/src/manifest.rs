@@ -9,7 +9,7 @@ use crate::CompileError;
 use crate::choices::{Choices, Sampler, Target};
 use crate::compile::{Prepared, Progress};
 use crate::inputs::Inputs;
-use crate::resolve::VAE_STRIDE;
+use crate::resolve::{Plan, VAE_STRIDE, Video};
 use crate::stages::{Source, Stage, expert_name};
 
 /// Entry of the tokenizer.
@@ -19,10 +19,10 @@ pub(crate) const TOKENIZER_ENTRY: &str = "tokenizer.json";
 const MIN_ONNXRUNTIME: &str = "1.23";
 
 /// Entry of a stage's graph or plan. A graph lies beside the folder of weights, as ONNX external data asks.
-pub(crate) fn graph_entry(stage: &str, target: Target) -> String {
+pub(crate) fn graph_entry(stage: &Stage, target: Target) -> String {
     match target {
-        Target::Cpu => format!("{stage}.onnx"),
-        Target::Trt => format!("{stage}.plan"),
+        Target::Cpu => format!("{}.onnx", stage.file),
+        Target::Trt => format!("{}.plan", stage.file),
     }
 }
 
@@ -80,17 +80,7 @@ pub(crate) fn build(
             text_len: number(plan.dit.text_len),
             parameters,
         },
-        video: file::Video {
-            width: number(plan.size.width),
-            height: number(plan.size.height),
-            frames: number(plan.frames),
-            fps: plan.fps,
-            vae_stride: VAE_STRIDE.map(number),
-            latent: [plan.dit.out_dim, plan.latent.frames, plan.latent.height, plan.latent.width].map(number),
-            tokens: plan.latent.tokens() as u64,
-            latent_mean: vae::LATENT_MEAN.to_vec(),
-            latent_std: vae::LATENT_STD.to_vec(),
-        },
+        videos: plan.videos.iter().map(|one| video(plan, one)).collect(),
         sampling: file::Sampling {
             steps: plan.steps,
             sigma_max: plan.sigma_max,
@@ -101,7 +91,7 @@ pub(crate) fn build(
             boundary: plan.boundary,
         },
         tokenizer: file::Tokenizer { entry: TOKENIZER_ENTRY.to_string(), pad_id: pad_id(plan, tokenizer)? },
-        stages: prepared.stages.iter().map(|stage| describe(prepared, stage)).collect(),
+        stages: prepared.stages.iter().flat_map(|stage| describe(prepared, stage)).collect(),
         experts: file::Experts { high: expert(0), low: (experts == 2).then(|| expert(1)) },
         entries: Vec::new(),
         sources: Vec::new(),
@@ -109,7 +99,7 @@ pub(crate) fn build(
     })
 }
 
-fn pad_id(plan: &crate::resolve::Plan, tokenizer: &[u8]) -> Result<u32, CompileError> {
+fn pad_id(plan: &Plan, tokenizer: &[u8]) -> Result<u32, CompileError> {
     let tokenizer = turbo_text::Tokenizer::from_bytes(tokenizer, plan.dit.text_len).map_err(|e| {
         CompileError::usage(e.to_string(), "give the tokenizer.json of umT5 with --tokenizer")
     })?;
@@ -127,9 +117,26 @@ fn ops(stages: &[Stage]) -> Vec<file::Op> {
     turbo_ops::ALL.iter().filter(used).map(op).collect()
 }
 
-fn recipe(plan: &crate::resolve::Plan) -> file::Recipe {
+fn video(plan: &Plan, video: &Video) -> file::Video {
+    let (latent, recipe) = (video.latent, &plan.recipe);
+    let sparse = matches!(recipe.attention, Attention::Sla | Attention::SageSla);
+    let keep_blocks = || number(keep_blocks(recipe.topk, latent.tokens(), recipe.tiling.block_k));
+    file::Video {
+        width: number(video.size.width),
+        height: number(video.size.height),
+        frames: number(video.frames),
+        fps: plan.fps,
+        vae_stride: VAE_STRIDE.map(number),
+        latent: [plan.dit.out_dim, latent.frames, latent.height, latent.width].map(number),
+        tokens: latent.tokens() as u64,
+        keep_blocks: sparse.then(keep_blocks),
+        latent_mean: vae::LATENT_MEAN.to_vec(),
+        latent_std: vae::LATENT_STD.to_vec(),
+    }
+}
+
+fn recipe(plan: &Plan) -> file::Recipe {
     let recipe = &plan.recipe;
-    let keep_blocks = number(keep_blocks(recipe.topk, plan.latent.tokens(), recipe.tiling.block_k));
     let (block_q, block_k) = (number(recipe.tiling.block_q), number(recipe.tiling.block_k));
     let topk = recipe.topk;
     let pv = match recipe.pv {
@@ -140,8 +147,8 @@ fn recipe(plan: &crate::resolve::Plan) -> file::Recipe {
         attention: match recipe.attention {
             Attention::Dense => file::Attention::Dense {},
             Attention::Sage => file::Attention::Sage { block_q, block_k, pv },
-            Attention::Sla => file::Attention::Sla { topk, keep_blocks, block_q, block_k },
-            Attention::SageSla => file::Attention::SageSla { topk, keep_blocks, block_q, block_k, pv },
+            Attention::Sla => file::Attention::Sla { topk, block_q, block_k },
+            Attention::SageSla => file::Attention::SageSla { topk, block_q, block_k, pv },
         },
         linear: match recipe.linear {
             Linear::Bf16 => file::Linear::Bf16,
@@ -150,7 +157,17 @@ fn recipe(plan: &crate::resolve::Plan) -> file::Recipe {
     }
 }
 
-fn describe(prepared: &Prepared<'_>, stage: &Stage) -> file::Stage {
+/// What the manifest says of a stage: once if it serves every video, else once for each that it serves.
+fn describe(prepared: &Prepared<'_>, stage: &Stage) -> Vec<file::Stage> {
+    let described = describe_for_all(prepared, stage);
+    if stage.videos.len() == prepared.plan.videos.len() {
+        return vec![described];
+    }
+    let only = |&video: &usize| file::Stage { video: Some(number(video)), ..described.clone() };
+    stage.videos.iter().map(only).collect()
+}
+
+fn describe_for_all(prepared: &Prepared<'_>, stage: &Stage) -> file::Stage {
     let graph = &stage.graph;
     let ports = |values: &[Value], prefix: &str| {
         let own = |v: &&Value| !graph.value_name(**v).starts_with(prefix);
@@ -158,7 +175,8 @@ fn describe(prepared: &Prepared<'_>, stage: &Stage) -> file::Stage {
     };
     file::Stage {
         name: stage.name.clone(),
-        graph: graph_entry(&stage.name, prepared.plan.target),
+        video: None,
+        graph: graph_entry(stage, prepared.plan.target),
         weights: vec![prepared.entry(stage)],
         inputs: ports(graph.inputs(), "state."),
         outputs: ports(graph.outputs(), "next."),

@@ -26,14 +26,10 @@ pub struct Plan {
     pub recipe: Recipe,
     /// Custom ops or standard operators.
     pub flavor: Flavor,
-    /// Pixels.
-    pub size: Size,
-    /// Video frames.
-    pub frames: usize,
+    /// The videos that can be made, the default first: every size with every number of frames.
+    pub videos: Vec<Video>,
     /// Frames per second.
     pub fps: u32,
-    /// Latent extents.
-    pub latent: LatentSize,
     /// Default steps.
     pub steps: u32,
     /// Default sampler.
@@ -42,6 +38,17 @@ pub struct Plan {
     pub sigma_max: f64,
     /// Where the low-noise expert takes over, with two experts.
     pub boundary: Option<f64>,
+}
+
+/// A size and number of frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Video {
+    /// Pixels.
+    pub size: Size,
+    /// Video frames.
+    pub frames: usize,
+    /// Latent extents.
+    pub latent: LatentSize,
 }
 
 impl Plan {
@@ -75,15 +82,8 @@ impl Plan {
             let what = "has no encoder, which image-to-video needs";
             return Err(CompileError::input(vae_path, what, "give the whole VAE, encoder included"));
         }
-        let video = |key: &str| whole(json, "video", key);
-        let size = choices.size.or_else(|| Some(Size { width: video("width")?, height: video("height")? }));
-        let size = size.unwrap_or(match dit.is_i2v() {
-            true => Size { width: 1280, height: 720 },
-            false => Size { width: 832, height: 480 },
-        });
-        let frames = choices.frames.or_else(|| video("frames")).unwrap_or(81);
-        let latent = fit(size, frames)?;
-        let recipe = recipe(choices, json, &dit, latent.tokens())?;
+        let videos = videos(choices, json, dit.is_i2v())?;
+        let recipe = recipe(choices, json, &dit, &videos)?;
         let rcm = |key: &str| json.and_then(|j| j.get("rcm")?.get(key));
         let steps = choices.steps.or_else(|| whole(json, "rcm", "steps").and_then(|n| u32::try_from(n).ok()));
         let steps = steps.unwrap_or(4);
@@ -112,14 +112,13 @@ impl Plan {
             let what = "TensorRT engines use the custom ops, --flavor standard writes them out";
             return Err(CompileError::usage(what, "leave --flavor out, or use --target cpu"));
         }
+        let fps = choices.fps.or_else(|| whole(json, "video", "fps").and_then(|n| u32::try_from(n).ok()));
         Ok(Plan {
             target,
             recipe,
             flavor,
-            size,
-            frames,
-            fps: choices.fps.or_else(|| video("fps").and_then(|n| u32::try_from(n).ok())).unwrap_or(16),
-            latent,
+            videos,
+            fps: fps.unwrap_or(16),
             steps,
             sampler: choices.sampler.or(said).unwrap_or(Sampler::Sde),
             sigma_max,
@@ -140,8 +139,8 @@ impl Plan {
             pv: Some(self.recipe.pv),
             linear: Some(self.recipe.linear),
             flavor: Some(self.flavor),
-            size: Some(self.size),
-            frames: Some(self.frames),
+            size: distinct(self.videos.iter().map(|video| video.size)),
+            frames: distinct(self.videos.iter().map(|video| video.frames)),
             fps: Some(self.fps),
             steps: Some(self.steps),
             sampler: Some(self.sampler),
@@ -183,6 +182,45 @@ fn transformer(inputs: &Inputs) -> Result<dit::Config, CompileError> {
     Ok(config)
 }
 
+/// Every size with every number of frames, sizes in the outer order.
+fn videos(choices: &Choices, json: Option<&Json>, is_i2v: bool) -> Result<Vec<Video>, CompileError> {
+    let said = |key: &str| whole(json, "video", key);
+    let (mut sizes, mut counts) = (choices.size.clone(), choices.frames.clone());
+    if sizes.is_empty() {
+        let size = said("width").zip(said("height")).map(|(width, height)| Size { width, height });
+        sizes.push(size.unwrap_or(match is_i2v {
+            true => Size { width: 1280, height: 720 },
+            false => Size { width: 832, height: 480 },
+        }));
+    }
+    if counts.is_empty() {
+        counts.push(said("frames").unwrap_or(81));
+    }
+    let mut videos = Vec::new();
+    for &size in &sizes {
+        for &frames in &counts {
+            let video = Video { size, frames, latent: fit(size, frames)? };
+            if videos.contains(&video) {
+                let what = format!("{size} with {frames} frames is asked for twice");
+                return Err(CompileError::usage(what, "give each --size and each --frames once"));
+            }
+            videos.push(video);
+        }
+    }
+    Ok(videos)
+}
+
+/// The values without those that were there before.
+pub(crate) fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut list = Vec::new();
+    for value in values {
+        if !list.contains(&value) {
+            list.push(value);
+        }
+    }
+    list
+}
+
 /// Latent extents of a video, or the nearest size that the VAE and the patch grid allow.
 fn fit(size: Size, frames: usize) -> Result<LatentSize, CompileError> {
     let step = [VAE_STRIDE[1] * dit::PATCH[1], VAE_STRIDE[2] * dit::PATCH[2]];
@@ -215,7 +253,7 @@ fn recipe(
     choices: &Choices,
     json: Option<&Json>,
     dit: &dit::Config,
-    tokens: usize,
+    videos: &[Video],
 ) -> Result<Recipe, CompileError> {
     let sla = |key: &str| json.and_then(|j| j.get("sla")?.get(key));
     let default = Recipe::default();
@@ -244,11 +282,15 @@ fn recipe(
             "give a share in (0, 1], such as 0.1",
         ));
     }
-    if sparse && keep_blocks(topk, tokens, tiling.block_k) == 0 {
-        let blocks = tokens.div_ceil(tiling.block_k);
+    // What leaves something of the shortest sequence does so of all.
+    let shortest = videos.iter().min_by_key(|video| video.latent.tokens()).filter(|_| sparse);
+    let kept = |video: &Video, topk: f64| keep_blocks(topk, video.latent.tokens(), tiling.block_k);
+    if let Some(video) = shortest.filter(|video| kept(video, topk) == 0) {
+        let blocks = video.latent.tokens().div_ceil(tiling.block_k);
         let what = format!("top-k {topk} of {blocks} key blocks keeps none (int({topk} x {blocks}) = 0)");
-        let least = (1..=100).map(|i| i as f64 / 100.0).find(|&r| keep_blocks(r, tokens, tiling.block_k) > 0);
-        let hint = format!("at this size the least is --topk {}", least.unwrap_or(1.0));
+        let least = (1..=100).map(|i| i as f64 / 100.0).find(|&topk| kept(video, topk) > 0);
+        let (size, frames, least) = (video.size, video.frames, least.unwrap_or(1.0));
+        let hint = format!("at {size} with {frames} frames the least is --topk {least}");
         return Err(CompileError::usage(what, hint));
     }
     Ok(Recipe { attention, topk, tiling, pv: choices.pv.unwrap_or(PvType::Fp8), linear })

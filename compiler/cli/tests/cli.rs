@@ -11,6 +11,8 @@ mod model;
 
 use model::{Model, Tensor, command, demo};
 use serde_json::Value;
+use turbo_compile::choices::Target;
+use turbo_compile::{Choices, Inputs, Prepared};
 use turbo_engine_file::EngineFile;
 
 #[test]
@@ -20,14 +22,17 @@ fn the_demo_compiles_with_the_model_folder_alone() {
     let engine = EngineFile::open(&run.engine()).unwrap();
     engine.verify().unwrap();
     let m = engine.manifest();
-    assert_eq!((m.video.width, m.video.height, m.video.frames, m.video.fps), (208, 112, 33, 16));
-    assert_eq!((m.video.latent, m.video.tokens), ([16, 9, 14, 26], 819));
+    assert_eq!(
+        (m.videos[0].width, m.videos[0].height, m.videos[0].frames, m.videos[0].fps),
+        (208, 112, 33, 16)
+    );
+    assert_eq!((m.videos[0].latent, m.videos[0].tokens), ([16, 9, 14, 26], 819));
     assert_eq!((m.model.dim, m.model.heads, m.model.layers, m.model.ffn_dim), (256, 2, 8, 1024));
     let names: Vec<&str> = m.stages.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["text_encoder", "dit_context", "dit", "vae_decoder_first", "vae_decoder"]);
     let recipe = serde_json::to_value(&m.recipe).unwrap();
     assert_eq!(recipe["attention"]["kind"], "sagesla");
-    assert_eq!(recipe["attention"]["keep_blocks"], 3);
+    assert_eq!(m.videos[0].keep_blocks, Some(3));
     assert_eq!(recipe["linear"], "w8a8");
     let report: Value = serde_json::from_str(&run.stdout()).unwrap();
     assert_eq!(report["choices"]["size"], "208x112");
@@ -55,6 +60,110 @@ fn the_same_choices_give_the_same_bytes() {
     assert_eq!(std::fs::read(first.engine()).unwrap(), std::fs::read(b.path("again.plan")).unwrap());
 }
 
+/// Two sizes with two frame counts each.
+const FOUR: [&str; 6] = ["--size", "96x64,64x96", "--frames", "5,1", "--topk", "1"];
+
+#[test]
+fn sizes_and_frame_counts_share_what_does_not_depend_on_them() {
+    let model = Model::new();
+    let alone = model.compile(&["--size", "96x64", "--frames", "5", "--topk", "1"]).engine();
+    let alone = (std::fs::metadata(&alone).unwrap().len(), EngineFile::open(&alone).unwrap());
+    let engine = model.compile(&FOUR).engine();
+    let bytes = std::fs::metadata(&engine).unwrap().len();
+    let engine = EngineFile::open(&engine).unwrap();
+    engine.verify().unwrap();
+    let m = engine.manifest();
+    let videos: Vec<_> = m.videos.iter().map(|v| (v.width, v.height, v.frames, v.keep_blocks)).collect();
+    assert_eq!(
+        videos,
+        [(96, 64, 5, Some(1)), (96, 64, 1, Some(1)), (64, 96, 5, Some(1)), (64, 96, 1, Some(1))]
+    );
+    let stages: Vec<_> = m.stages.iter().map(|s| (s.name.as_str(), s.video, s.graph.as_str())).collect();
+    assert_eq!(
+        stages,
+        [
+            ("text_encoder", None, "text_encoder.onnx"),
+            ("dit_context", None, "dit_context.onnx"),
+            ("dit", Some(0), "dit-96x64x5.onnx"),
+            ("dit", Some(1), "dit-96x64x1.onnx"),
+            ("dit", Some(2), "dit-64x96x5.onnx"),
+            ("dit", Some(3), "dit-64x96x1.onnx"),
+            ("vae_decoder_first", Some(0), "vae_decoder_first-96x64.onnx"),
+            ("vae_decoder_first", Some(1), "vae_decoder_first-96x64.onnx"),
+            ("vae_decoder", Some(0), "vae_decoder-96x64.onnx"),
+            ("vae_decoder", Some(1), "vae_decoder-96x64.onnx"),
+            ("vae_decoder_first", Some(2), "vae_decoder_first-64x96.onnx"),
+            ("vae_decoder_first", Some(3), "vae_decoder_first-64x96.onnx"),
+            ("vae_decoder", Some(2), "vae_decoder-64x96.onnx"),
+            ("vae_decoder", Some(3), "vae_decoder-64x96.onnx"),
+        ]
+    );
+    // The weights once, and a few graphs more.
+    let weights = |m: &turbo_engine_file::Manifest| -> Vec<(String, String)> {
+        let entries = m.entries.iter().filter(|e| e.path.starts_with("weights/"));
+        entries.map(|e| (e.path.clone(), e.sha256.clone())).collect()
+    };
+    assert_eq!(weights(m), weights(alone.1.manifest()));
+    assert!((bytes as f64) < 1.1 * alone.0 as f64, "{bytes} against {} of one size", alone.0);
+}
+
+#[test]
+fn a_stage_that_serves_every_video_is_not_named_after_one() {
+    let model = Model::new();
+    let engine =
+        model.compile(&["--size", "96x64", "--frames", "5", "--frames", "1", "--topk", "1"]).engine();
+    let engine = EngineFile::open(&engine).unwrap();
+    let graph = |name, video| engine.manifest().stage(name, video).unwrap().graph.clone();
+    assert_eq!([graph("vae_decoder", 0), graph("vae_decoder", 1)], ["vae_decoder.onnx", "vae_decoder.onnx"]);
+    assert_eq!([graph("dit", 0), graph("dit", 1)], ["dit-96x64x5.onnx", "dit-96x64x1.onnx"]);
+}
+
+#[test]
+fn weights_are_stored_in_one_form_for_every_size() {
+    let choices = Choices {
+        model: Some(demo()),
+        target: Some(Target::Trt),
+        size: vec!["96x64".parse().unwrap(), "64x96".parse().unwrap()],
+        frames: vec![5, 1],
+        topk: Some(1.0),
+        ..Choices::default()
+    };
+    let inputs = Inputs::gather(&choices).unwrap();
+    assert_eq!(Prepared::new(&choices, &inputs).unwrap().stages.len(), 10);
+}
+
+#[test]
+fn recipes_hold_one_value_or_a_list() {
+    let model = Model::new();
+    let recipe = model.path("recipe.yaml");
+    let path = recipe.to_str().unwrap();
+    let first = model.compile(&[&FOUR[..], &["--save-recipe", path]].concat()).engine();
+    let first = std::fs::read(first).unwrap();
+    let choices = Choices::read(&recipe).unwrap();
+    assert_eq!(choices.size.iter().map(ToString::to_string).collect::<Vec<_>>(), ["96x64", "64x96"]);
+    assert_eq!(choices.frames, [5, 1]);
+    let second = model.compile(&["--recipe", path]).engine();
+    assert!(std::fs::read(second).unwrap() == first, "the recipe makes another file");
+
+    let read = |text: &str| {
+        std::fs::write(&recipe, text).unwrap();
+        Choices::read(&recipe).map(|choices| (choices.size.len(), choices.frames))
+    };
+    assert_eq!(read("size: 96x64\nframes: 5\n").unwrap(), (1, vec![5]));
+    assert_eq!(read("size: [96x64, 64x96]\nframes:\n- 5\n- 1\n").unwrap(), (2, vec![5, 1]));
+    assert_eq!(read("steps: 2\n").unwrap(), (0, vec![]));
+    for (text, says) in [
+        ("size: [96x64, 64]\n", "`64` is not a size"),
+        ("size: wide\n", "`wide` is not a size"),
+        ("frames: [5, many]\n", "line 1"),
+        ("frames: -5\n", "line 1"),
+        ("frames: {a: 1}\n", "a value or a list of values"),
+    ] {
+        let error = read(text).unwrap_err().to_string();
+        assert!(error.contains(says), "{text}: {error}");
+    }
+}
+
 #[test]
 fn inspect_shows_what_is_inside() {
     let model = Model::new();
@@ -74,6 +183,12 @@ fn inspect_shows_what_is_inside() {
     let json = command().arg("inspect").arg(&engine).args(["--json", "--verify"]).output().unwrap();
     let json: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json["schema"], 1);
+    let engine = model.compile(&FOUR).engine();
+    let text = command().arg("inspect").arg(&engine).output().unwrap();
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    for part in ["96x64, 5 frames at", "64x96, 1 frames at", "for 64x96, 1 frames"] {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
 }
 
 #[test]
@@ -84,6 +199,13 @@ fn onnx_files_and_weights_are_emitted_on_demand() {
     for name in ["dit.onnx", "vae_decoder.onnx", "weights/dit.safetensors", "tokenizer.json"] {
         assert!(folder.join(name).is_file(), "{name}");
     }
+    let model = Model::new();
+    let folder = model.path("four");
+    model.compile(&[&FOUR[..], &["--emit-onnx", folder.to_str().unwrap()]].concat()).engine();
+    let names = ["text_encoder", "dit_context", "dit-96x64x5", "dit-64x96x1", "vae_decoder_first-64x96"];
+    for name in names {
+        assert!(folder.join(format!("{name}.onnx")).is_file(), "{name}");
+    }
 }
 
 #[test]
@@ -91,9 +213,17 @@ fn choices_that_do_not_fit_are_refused_with_the_nearest_that_do() {
     let model = Model::new();
     model.compile(&["--size", "210x112"]).refused(2, &["210x112", "the nearest that fits is 208x112"]);
     model.compile(&["--frames", "32"]).refused(2, &["32 frames", "29 and 33"]);
+    model.compile(&["--topk", "0.05"]).refused(
+        2,
+        &["13 key blocks keeps none", "hint: at 208x112 with 33 frames the least is --topk 0.08"],
+    );
     model
-        .compile(&["--topk", "0.05"])
-        .refused(2, &["13 key blocks keeps none", "hint: at this size the least is --topk 0.08"]);
+        .compile(&["--topk", "0.08", "--frames", "33,29"])
+        .refused(2, &["12 key blocks keeps none", "at 208x112 with 29 frames the least is --topk 0.09"]);
+    model
+        .compile(&["--size", "96x64,208x112,96x64"])
+        .refused(2, &["96x64 with 33 frames is asked for twice"]);
+    model.compile(&["--frames", "33", "--frames", "32"]).refused(2, &["32 frames", "29 and 33"]);
     model.compile(&["--topk", "1.5"]).refused(2, &["top-k ratio 1.5"]);
     model.compile(&["--steps", "5"]).refused(2, &["5 steps", "1 to 4"]);
     let nothing = command().output().unwrap();

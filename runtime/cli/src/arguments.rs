@@ -6,6 +6,8 @@ use clap::{Parser, Subcommand, ValueHint};
 use turbo_engine_file::Sampler;
 use turbo_sampler::NoiseKind;
 
+use crate::size::Size;
+
 /// Runs an engine file: a prompt (and an image) to a video
 #[derive(Parser)]
 #[command(name = "turbo-run", version, args_conflicts_with_subcommands = true)]
@@ -31,6 +33,13 @@ pub struct Cli {
     /// Also write evenly spaced frames as one PNG
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub contact_sheet: Option<PathBuf>,
+
+    /// Size of the video, one of those that the engine file has [default: its first]
+    #[arg(long, value_name = "WxH", help_heading = "Video")]
+    pub size: Option<Size>,
+    /// Number of frames, one of those that the engine file has [default: its first]
+    #[arg(long, value_name = "N", help_heading = "Video")]
+    pub frames: Option<u32>,
 
     /// Seed of the noise; the same seed gives the same video on every machine
     #[arg(long, default_value_t = 0, help_heading = "Sampling")]

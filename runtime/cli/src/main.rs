@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bars;
+mod size;
 mod video;
 
 use std::io::Write;
@@ -91,14 +92,14 @@ fn generate(cli: &Cli) -> anyhow::Result<()> {
     let path = cli.engine.as_ref().ok_or_else(|| missing("no engine file is given"))?;
     let prompt = cli.prompt.clone().ok_or_else(|| missing("no prompt is given"))?;
     let file = EngineFile::open(path).map_err(RunError::from)?;
-    let shape = file.manifest().video.clone();
+    let (index, shape) = size::choose(file.manifest(), cli.size, cli.frames)?;
     let image = cli.image.as_deref().map(turbo_media::load_image).transpose().map_err(RunError::from)?;
     let mut bars = Bars::new(cli.quiet || cli.json);
     let cancelled = bars.cancelled.clone();
     ctrlc::set_handler(move || cancelled.store(true, Ordering::Relaxed))
         .context("cannot listen for Ctrl-C")?;
     // Opened before any work, so that an output that cannot be written fails in the first second.
-    let video = Video::create(&cli.output, &shape, cli.contact_sheet.as_deref())?;
+    let video = Video::create(&cli.output, shape, cli.contact_sheet.as_deref())?;
     let backend = match file.manifest().backend.kind {
         BackendKind::OnnxRuntimeCpu => {
             let threads = cli.threads.map(usize::from);
@@ -109,6 +110,7 @@ fn generate(cli: &Cli) -> anyhow::Result<()> {
         }
     };
     let request = Request {
+        video: index,
         prompt,
         image,
         seed: cli.seed,
@@ -152,8 +154,9 @@ fn cache_dir() -> Option<PathBuf> {
 
 fn summary(cli: &Cli, report: &Report, opened: f64, encoding: f64, total: f64) -> String {
     let mut text = format!(
-        "{}: {} frames, {} steps, seed {} in {total:.2} s from prompt to file",
+        "{}: {}, {} frames, {} steps, seed {} in {total:.2} s from prompt to file",
         cli.output.display(),
+        report.size,
         report.frames,
         report.steps,
         report.seed

@@ -105,9 +105,46 @@ impl<'a> Unique<'a> {
     }
 }
 
+/// The videos that the stages of each name serve; none listed where one stage serves all.
+#[derive(Default)]
+struct Served<'a>(BTreeMap<&'a str, Option<BTreeSet<u32>>>);
+
+impl<'a> Served<'a> {
+    fn add(&mut self, field: &str, stage: &'a Stage) -> Result<()> {
+        text(field, &stage.name, MAX_TEXT)?;
+        let fresh = match (self.0.get_mut(stage.name.as_str()), stage.video) {
+            (None, only) => {
+                self.0.insert(&stage.name, only.map(|video| BTreeSet::from([video])));
+                true
+            }
+            (Some(Some(videos)), Some(video)) => videos.insert(video),
+            _ => false,
+        };
+        require(fresh, field, "a name that no other stage of the same video has", &stage.name)
+    }
+
+    /// An error unless each of the first `videos` videos has a stage of that name.
+    fn everywhere(&self, field: &str, name: &str, videos: usize) -> Result<()> {
+        let Some(served) = self.0.get(name) else {
+            return require(false, field, "the name of a stage", name);
+        };
+        let Some(served) = served else { return Ok(()) };
+        match (0..).take(videos).find(|video| !served.contains(video)) {
+            Some(video) => {
+                require(false, field, format!("the name of a stage that serves videos[{video}]"), name)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Type and shape of a state, for one video or for every one.
+type Forms<'a> = BTreeMap<Option<u32>, (DType, &'a [u64])>;
+
 impl Manifest {
     /// Checks every field and what the fields say about one another: entries that stages refer to exist, shapes
-    /// are positive and of a sane size, the latent fits the video, names are unique, paths relative and clean.
+    /// are positive and of a sane size, latents fit their videos, names are unique, paths relative and clean, and each
+    /// video has its stages.
     ///
     /// # Errors
     /// [`Error::Manifest`] for the first field that does not fit.
@@ -125,7 +162,7 @@ impl Manifest {
             text(&format!("ops[{i}].version"), &op.version, MAX_TEXT)?;
         }
         self.check_model()?;
-        self.check_video()?;
+        self.check_videos()?;
         self.check_recipe()?;
         self.check_sampling()?;
         self.check_entries()?;
@@ -179,71 +216,80 @@ impl Manifest {
         require(divides, "model.heads", format!("a divisor of dim {}", model.dim), model.heads)
     }
 
-    fn check_video(&self) -> Result<()> {
-        let video = &self.video;
-        for (field, value) in [
-            ("video.width", video.width),
-            ("video.height", video.height),
-            ("video.frames", video.frames),
-            ("video.fps", video.fps),
-        ] {
-            positive(field, value)?;
+    fn check_videos(&self) -> Result<()> {
+        require(!self.videos.is_empty(), "videos", "at least one video", "none")?;
+        let mut seen = BTreeSet::new();
+        for (i, video) in self.videos.iter().enumerate() {
+            let at = &format!("videos[{i}]");
+            let this = (video.width, video.height, video.frames);
+            let expected = "a width, height and number of frames that no video before it has";
+            require(seen.insert(this), at, expected, this)?;
+            self.check_video(at, video)?;
         }
-        let strides = video.vae_stride;
-        require(strides.iter().all(|&s| s > 0), "video.vae_stride", "positive strides", strides)?;
-        let [time, height, width] = strides;
-        let frames = (video.frames - 1).is_multiple_of(time);
-        require(frames, "video.frames", format!("1 plus a multiple of {time}"), video.frames)?;
-        // Two latents make a patch.
-        for (field, pixels, stride) in
-            [("video.width", video.width, width), ("video.height", video.height, height)]
-        {
-            let patch = u64::from(stride) * 2;
-            require(
-                u64::from(pixels).is_multiple_of(patch),
-                field,
-                format!("a multiple of {patch}"),
-                pixels,
-            )?;
-        }
-        let channels = self.model.out_channels;
-        let latent = [channels, (video.frames - 1) / time + 1, video.height / height, video.width / width];
-        require(video.latent == latent, "video.latent", format!("{latent:?}"), video.latent)?;
-        tensor("video.latent", DType::F64, &latent.map(u64::from))?; // so the product below fits
-        let tokens = latent[1..].iter().map(|&n| u64::from(n)).product::<u64>() / 4;
-        require(video.tokens == tokens, "video.tokens", tokens, video.tokens)?;
-        for (field, list) in
-            [("video.latent_mean", &video.latent_mean), ("video.latent_std", &video.latent_std)]
-        {
-            let expected = format!("{channels} numbers, one per latent channel");
-            require(list.len() == channels as usize, field, expected, list.len())?;
-            require(list.iter().all(|x| x.is_finite()), field, "finite numbers", list)?;
-        }
-        let std = &video.latent_std;
-        require(std.iter().all(|&x| x > 0.0), "video.latent_std", "positive numbers", std)?;
-        let inputs = self.model.in_channels;
+        let (inputs, channels) = (self.model.in_channels, self.model.out_channels);
         require(inputs >= channels, "model.in_channels", format!("at least {channels}"), inputs)
     }
 
+    fn check_video(&self, at: &str, video: &Video) -> Result<()> {
+        let field = |name: &str| format!("{at}.{name}");
+        for (name, value) in
+            [("width", video.width), ("height", video.height), ("frames", video.frames), ("fps", video.fps)]
+        {
+            positive(&field(name), value)?;
+        }
+        let strides = video.vae_stride;
+        require(strides.iter().all(|&s| s > 0), &field("vae_stride"), "positive strides", strides)?;
+        let [time, height, width] = strides;
+        let frames = (video.frames - 1).is_multiple_of(time);
+        require(frames, &field("frames"), format!("1 plus a multiple of {time}"), video.frames)?;
+        // Two latents make a patch.
+        for (name, pixels, stride) in [("width", video.width, width), ("height", video.height, height)] {
+            let patch = u64::from(stride) * 2;
+            let whole = u64::from(pixels).is_multiple_of(patch);
+            require(whole, &field(name), format!("a multiple of {patch}"), pixels)?;
+        }
+        let channels = self.model.out_channels;
+        let latent = [channels, (video.frames - 1) / time + 1, video.height / height, video.width / width];
+        require(video.latent == latent, &field("latent"), format!("{latent:?}"), video.latent)?;
+        tensor(&field("latent"), DType::F64, &latent.map(u64::from))?; // so the product below fits
+        let tokens = latent[1..].iter().map(|&n| u64::from(n)).product::<u64>() / 4;
+        require(video.tokens == tokens, &field("tokens"), tokens, video.tokens)?;
+        for (name, list) in [("latent_mean", &video.latent_mean), ("latent_std", &video.latent_std)] {
+            let expected = format!("{channels} numbers, one per latent channel");
+            require(list.len() == channels as usize, &field(name), expected, list.len())?;
+            require(list.iter().all(|x| x.is_finite()), &field(name), "finite numbers", list)?;
+        }
+        let std = &video.latent_std;
+        require(std.iter().all(|&x| x > 0.0), &field("latent_std"), "positive numbers", std)
+    }
+
     fn check_recipe(&self) -> Result<()> {
-        let (topk, keep_blocks, block_q, block_k) = match self.recipe.attention {
-            Attention::Dense {} => return Ok(()),
-            Attention::Sage { block_q, block_k, .. } => {
+        let attention = &self.recipe.attention;
+        match *attention {
+            Attention::Dense {} => {}
+            Attention::Sage { block_q, block_k, .. }
+            | Attention::Sla { block_q, block_k, .. }
+            | Attention::SageSla { block_q, block_k, .. } => {
                 positive("recipe.attention.block_q", block_q)?;
-                return positive("recipe.attention.block_k", block_k);
+                positive("recipe.attention.block_k", block_k)?;
             }
-            Attention::Sla { topk, keep_blocks, block_q, block_k }
-            | Attention::SageSla { topk, keep_blocks, block_q, block_k, .. } => {
-                (topk, keep_blocks, block_q, block_k)
-            }
-        };
-        positive("recipe.attention.block_q", block_q)?;
-        positive("recipe.attention.block_k", block_k)?;
-        let share = topk > 0.0 && topk <= 1.0;
-        require(share, "recipe.attention.topk", "a share above 0, at most 1", topk)?;
-        let blocks = self.video.tokens.div_ceil(block_k.into());
-        let kept = (1..=blocks).contains(&keep_blocks.into());
-        require(kept, "recipe.attention.keep_blocks", format!("1 to {blocks}"), keep_blocks)
+        }
+        if let Attention::Sla { topk, .. } | Attention::SageSla { topk, .. } = *attention {
+            let share = topk > 0.0 && topk <= 1.0;
+            require(share, "recipe.attention.topk", "a share above 0, at most 1", topk)?;
+        }
+        for (i, video) in self.videos.iter().enumerate() {
+            let field = &format!("videos[{i}].keep_blocks");
+            let keep = video.keep_blocks;
+            let Some(block_k) = attention.sparse_block_k() else {
+                require(keep.is_none(), field, "none, because attention is not sparse", keep)?;
+                continue;
+            };
+            let blocks = video.tokens.div_ceil(block_k.into());
+            let kept = keep.is_some_and(|keep| (1..=blocks).contains(&keep.into()));
+            require(kept, field, format!("1 to {blocks}"), keep)?;
+        }
+        Ok(())
     }
 
     fn check_sampling(&self) -> Result<()> {
@@ -291,11 +337,19 @@ impl Manifest {
     }
 
     fn check_stages(&self) -> Result<()> {
-        let mut names = Unique::default();
-        let mut shared: BTreeMap<&str, (DType, &[u64])> = BTreeMap::new();
+        let mut served = Served::default();
+        let mut shared: BTreeMap<&str, Forms> = BTreeMap::new();
         for (i, stage) in self.stages.iter().enumerate() {
             let at = format!("stages[{i}]");
-            names.add(&format!("{at}.name"), &stage.name)?;
+            let videos = self.videos.len();
+            let known = stage.video.is_none_or(|video| (video as usize) < videos);
+            require(
+                known,
+                &format!("{at}.video"),
+                format!("the index of one of {videos} videos"),
+                stage.video,
+            )?;
+            served.add(&format!("{at}.name"), stage)?;
             let (mut inputs, mut outputs, mut states) = <(Unique, Unique, Unique)>::default();
             for (kind, tensors, names) in
                 [("inputs", &stage.inputs, &mut inputs), ("outputs", &stage.outputs, &mut outputs)]
@@ -314,9 +368,15 @@ impl Manifest {
                 outputs.add(&format!("{field}.output"), &state.output)?;
                 tensor(field, state.dtype, &state.shape)?;
                 let this = (state.dtype, state.shape.as_slice());
-                let first = *shared.entry(&state.name).or_insert(this);
+                let forms = shared.entry(&state.name).or_default();
+                let first = forms.get(&None).or_else(|| match stage.video {
+                    Some(_) => forms.get(&stage.video),
+                    None => forms.values().find(|&&form| form != this),
+                });
+                let first = *first.unwrap_or(&this);
                 let expected = format!("{first:?} as in the stage that has this state first");
                 require(this == first, field, expected, this)?;
+                forms.insert(stage.video, this);
             }
             if let Some(bytes) = stage.peak_memory_bytes {
                 positive(&format!("{at}.peak_memory_bytes"), bytes)?;
@@ -327,8 +387,7 @@ impl Manifest {
         for (field, expert) in experts {
             let context = expert.context.iter().map(|name| ("context", name));
             for (part, name) in context.chain([("step", &expert.step)]) {
-                let found = self.stage(name).is_some();
-                require(found, &format!("{field}.{part}"), "the name of a stage", name)?;
+                served.everywhere(&format!("{field}.{part}"), name, self.videos.len())?;
             }
         }
         Ok(())

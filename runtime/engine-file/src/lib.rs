@@ -8,7 +8,7 @@
 //!
 //! | entry | content |
 //! |---|---|
-//! | `graphs/<stage>.onnx` | the ONNX graph of each stage, weights outside |
+//! | `<stage>.onnx`, `<stage>-<size>.onnx` | the ONNX graph of each stage, weights outside |
 //! | `tokenizer.json` | the tokenizer |
 //! | `weights/<network>.safetensors` | the weights of each network, once |
 //! | `manifest.json` | [`Manifest`]: what the file is and needs; its JSON schema is `manifest.schema.json` |

@@ -23,8 +23,8 @@ pub struct Manifest {
     pub recipe: Recipe,
     /// The diffusion transformer.
     pub model: Model,
-    /// Size of the video and of its latents.
-    pub video: Video,
+    /// The videos that can be made, at least one. The first is made where the user asks for none.
+    pub videos: Vec<Video>,
     /// The sampler's defaults.
     pub sampling: Sampling,
     /// How prompts become token ids.
@@ -136,8 +136,6 @@ pub enum Attention {
     Sla {
         /// Share of the key blocks that is kept, in (0, 1].
         topk: f64,
-        /// Key blocks that each query block keeps, at this video size.
-        keep_blocks: u32,
         /// Tokens per query block.
         block_q: u32,
         /// Tokens per key block.
@@ -147,8 +145,6 @@ pub enum Attention {
     SageSla {
         /// Share of the key blocks that is kept, in (0, 1].
         topk: f64,
-        /// Key blocks that each query block keeps, at this video size.
-        keep_blocks: u32,
         /// Tokens per query block.
         block_q: u32,
         /// Tokens per key block.
@@ -219,7 +215,7 @@ pub enum Family {
     Wan22I2v,
 }
 
-/// Size of the video and of its latents.
+/// Size of a video and of its latents. No two have the same width, height and frames.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -238,6 +234,9 @@ pub struct Video {
     pub latent: [u32; 4],
     /// Tokens of the diffusion transformer: patches of 1 x 2 x 2 latents.
     pub tokens: u64,
+    /// Key blocks that each query block keeps. Present with sparse attention only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_blocks: Option<u32>,
     /// Per latent channel: the mean that the networks' latents have had subtracted.
     pub latent_mean: Vec<f32>,
     /// Per latent channel: the standard deviation that they have then been divided by.
@@ -286,14 +285,18 @@ pub struct Tokenizer {
 ///
 /// Names in use: `text_encoder`, `dit` or `dit_high` and `dit_low`, the same with `_context`, `vae_encoder` and
 /// `vae_decoder`, with `_first` for the first chunk of a streaming VAE. Only `experts` gives stage names a meaning
-/// to the reader of the manifest; what else a backend runs it asks for by name.
+/// to the reader of the manifest; what else a backend runs it asks for by name. A name may be that of several stages,
+/// each made for another video.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
-    /// Unique name.
+    /// Name, unique among the stages that serve one video.
     pub name: String,
-    /// Entry with the network.
+    /// Index into `videos` of the only video that the stage serves. Absent where it serves every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub video: Option<u32>,
+    /// Entry with the network; stages of the same shapes may share it.
     pub graph: String,
     /// Entries with its weights, safetensors files. An ONNX graph takes each weight as an input of its name; a plan
     /// is completed with those that it names.
@@ -449,10 +452,37 @@ impl DType {
     }
 }
 
+impl Attention {
+    /// Tokens per key block, where only the best of these are kept.
+    pub fn sparse_block_k(&self) -> Option<u32> {
+        match *self {
+            Attention::Dense {} | Attention::Sage { .. } => None,
+            Attention::Sla { block_k, .. } | Attention::SageSla { block_k, .. } => Some(block_k),
+        }
+    }
+}
+
+impl Stage {
+    /// Whether it is made for the video of that index.
+    pub fn serves(&self, video: usize) -> bool {
+        self.video.is_none_or(|only| only as usize == video)
+    }
+}
+
 impl Manifest {
-    /// The stage of that name.
-    pub fn stage(&self, name: &str) -> Option<&Stage> {
-        self.stages.iter().find(|stage| stage.name == name)
+    /// The stage of that name for the video of that index.
+    pub fn stage(&self, name: &str, video: usize) -> Option<&Stage> {
+        self.stages.iter().find(|stage| stage.name == name && stage.serves(video))
+    }
+
+    /// The first video of that size, width before height, and number of frames; each may be left open. Its index comes
+    /// with it.
+    pub fn find_video(&self, size: Option<(u32, u32)>, frames: Option<u32>) -> Option<(usize, &Video)> {
+        let fits = |video: &Video| {
+            size.is_none_or(|size| size == (video.width, video.height))
+                && frames.is_none_or(|frames| frames == video.frames)
+        };
+        self.videos.iter().enumerate().find(|(_, video)| fits(video))
     }
 
     /// The expert for high noise, or for low noise where there is one.

@@ -161,8 +161,8 @@ proptest! {
         time in f64::MIN_POSITIVE..1.0,
     ) {
         let mut manifest: Manifest = manifest();
-        manifest.video.latent_mean = vec![mean, 0.1 + 0.2];
-        manifest.video.latent_std = vec![std, 1.0];
+        manifest.videos[0].latent_mean = vec![mean, 0.1 + 0.2];
+        manifest.videos[0].latent_std = vec![std, 1.0];
         manifest.sampling.sigma_max = sigma;
         manifest.sampling.boundary = Some(time);
         let Attention::SageSla { topk, .. } = &mut manifest.recipe.attention else { panic!() };
@@ -170,7 +170,7 @@ proptest! {
         manifest.check().unwrap();
         let json = serde_json::to_vec_pretty(&manifest).unwrap();
         let found = parse_manifest(&json).unwrap();
-        prop_assert_eq!(found.video.latent_mean[0].to_bits(), mean.to_bits());
+        prop_assert_eq!(found.videos[0].latent_mean[0].to_bits(), mean.to_bits());
         prop_assert_eq!(found, manifest);
     }
 }

@@ -45,6 +45,8 @@ impl From<Device> for Backend {
 
 /// What to generate.
 pub struct Request {
+    /// Which of the engine file's videos: an index into the manifest's.
+    pub video: usize,
     /// Text prompt, as the user typed it.
     pub prompt: String,
     /// First frame, for image-to-video engines.
@@ -149,7 +151,7 @@ impl Engine {
         events: &mut dyn Events,
         frame: &mut dyn FnMut(Frame) -> Result<(), RunError>,
     ) -> Result<Report, RunError> {
-        let mut run = Run::new(&self.file, events);
+        let mut run = Run::new(&self.file, request.video, events)?;
         match &self.backend {
             Backend::Onnx(runtime) => self.video(request, &mut run, &mut Onnx::new(runtime), frame),
             Backend::TensorRt(device) => {
@@ -186,6 +188,7 @@ impl Engine {
             prompt: encoded.cleaned.clone(),
             tokens: encoded.tokens,
             cut: encoded.cut.as_ref().map(|cut| cut.text.clone()),
+            size: format!("{}x{}", run.video().width, run.video().height),
             seed: request.seed,
             steps,
             ..Report::default()
@@ -225,7 +228,7 @@ impl Engine {
     ) -> Result<(Tensor, bool), RunError> {
         let model = &self.manifest().model;
         let shape = vec![1, model.text_len as usize, model.text_dim as usize];
-        let key = cache.map(|cache| (cache, self.embedding_key(&encoded.ids)));
+        let key = cache.map(|cache| (cache, embedding_key(run, &encoded.ids)));
         let elements = shape.iter().product();
         if let Some(found) = key.as_ref().and_then(|(cache, key)| cache.get(key, elements)) {
             run.lap("text encoder (cached)");
@@ -241,17 +244,6 @@ impl Engine {
         Ok((text, false))
     }
 
-    fn embedding_key(&self, ids: &[i64]) -> String {
-        let manifest = self.manifest();
-        let stage = manifest.stage("text_encoder");
-        let entries: Vec<&String> =
-            stage.iter().flat_map(|s| [&s.graph].into_iter().chain(&s.weights)).collect();
-        let digest = |path: &&&String| manifest.entries.iter().find(|e| e.path == ***path);
-        let digests: Vec<&str> =
-            entries.iter().filter_map(|p| digest(&p)).map(|e| e.sha256.as_str()).collect();
-        EmbeddingCache::key(&digests, ids)
-    }
-
     /// Condition `[1, 4 + c, T, H, W]` of image-to-video: a mask of the first frame, and the latents of the
     /// image followed by zero frames (upstream `wan2.2_i2v_infer.py`).
     fn condition(
@@ -261,9 +253,9 @@ impl Engine {
         image: &Frame,
         precision: Precision,
     ) -> Result<Tensor, RunError> {
-        let manifest = self.manifest();
-        let (width, height) = (manifest.video.width as usize, manifest.video.height as usize);
-        let [c, t, h, w] = manifest.video.latent.map(|d| d as usize);
+        let (model, video) = (&run.manifest().model, run.video());
+        let (width, height) = (video.width as usize, video.height as usize);
+        let [c, t, h, w] = video.latent.map(|d| d as usize);
         let pixels = turbo_media::to_tensor(&turbo_media::resize(image, width, height)?)?;
         let mut latents = vec![0.0; c * t * h * w];
         executor.encode_image(run, pixels, &mut |frame, latent| {
@@ -272,7 +264,7 @@ impl Engine {
                 latents[(channel * t + frame) * h * w..][..h * w].copy_from_slice(from);
             }
         })?;
-        let mask_channels = (manifest.model.in_channels - manifest.model.out_channels) as usize - c;
+        let mask_channels = (model.in_channels - model.out_channels) as usize - c;
         let mut condition = Vec::with_capacity((mask_channels + c) * t * h * w);
         for _ in 0..mask_channels {
             condition.extend((0..t * h * w).map(|i| if i < h * w { 1.0 } else { 0.0 }));
@@ -282,6 +274,16 @@ impl Engine {
         round(&mut condition, precision);
         Ok(condition)
     }
+}
+
+/// Of the text encoder and the prompt, so that every video of an engine file takes the same embedding.
+fn embedding_key(run: &Run<'_>, ids: &[i64]) -> String {
+    let manifest = run.manifest();
+    let stage = manifest.stage("text_encoder", run.index());
+    let entries = stage.iter().flat_map(|stage| [&stage.graph].into_iter().chain(&stage.weights));
+    let digests: Vec<&str> =
+        entries.filter_map(|path| manifest.entry(path)).map(|entry| entry.sha256.as_str()).collect();
+    EmbeddingCache::key(&digests, ids)
 }
 
 fn check_onnx(manifest: &Manifest, runtime: &Runtime) -> Result<(), RunError> {

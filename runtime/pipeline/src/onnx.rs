@@ -27,7 +27,7 @@ impl<'a> Onnx<'a> {
     fn load(&self, run: &mut Run<'_>, name: &str) -> Result<Loaded, RunError> {
         run.check()?;
         run.events.begin(&format!("loading {name}"), None);
-        let stage = Loaded::new(self.runtime, run.file, name, run.cancelled.clone())?;
+        let stage = Loaded::new(self.runtime, run.file, run.stage(name)?, run.cancelled.clone())?;
         run.lap(format!("load {name}"));
         Ok(stage)
     }
@@ -70,7 +70,7 @@ impl Executor for Onnx<'_> {
         pixels: Vec<f32>,
         put: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), RunError> {
-        let video = &run.manifest().video;
+        let video = run.video();
         let (width, height) = (video.width as usize, video.height as usize);
         let frames = video.latent[1] as usize;
         let mut first = self.load(run, "vae_encoder_first")?;
@@ -103,9 +103,8 @@ impl Executor for Onnx<'_> {
         work: &Denoise<'_>,
         noise: &mut dyn NoiseSource,
     ) -> Result<Vec<f32>, RunError> {
-        let manifest = run.manifest();
         let schedule = work.schedule;
-        let shape: Vec<usize> = [1].into_iter().chain(manifest.video.latent).map(|d| d as usize).collect();
+        let shape: Vec<usize> = [1].into_iter().chain(run.video().latent).map(|d| d as usize).collect();
         let elements: usize = shape.iter().product();
         let times = &schedule.times;
         let mut x = turbo_sampler::initial(&noise.draw(elements)?, times[0]);
@@ -113,7 +112,7 @@ impl Executor for Onnx<'_> {
         let mut current: Option<(Expert, Loaded, Context)> = None;
         for step in 0..steps {
             run.check()?;
-            let expert = schedule.expert(step, manifest.sampling.boundary);
+            let expert = schedule.expert(step, run.manifest().sampling.boundary);
             let (mut dit, context) = match current.take() {
                 Some((loaded, dit, context)) if loaded == expert => (dit, context),
                 other => {
@@ -157,7 +156,7 @@ impl Executor for Onnx<'_> {
         latent: &[f32],
         frame: &mut dyn FnMut(Frame) -> Result<(), RunError>,
     ) -> Result<usize, RunError> {
-        let video = &run.manifest().video;
+        let video = run.video();
         let shape @ [c, t, h, w] = video.latent.map(|d| d as usize);
         let (width, height) = (video.width as usize, video.height as usize);
         let mut frames = 0;

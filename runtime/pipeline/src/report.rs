@@ -22,6 +22,8 @@ pub struct Report {
     pub cut: Option<String>,
     /// Whether the prompt's embedding came from the cache.
     pub cached_embedding: bool,
+    /// Width and height of the video in pixels, such as `832x480`.
+    pub size: String,
     /// Seed of the noise.
     pub seed: u64,
     /// Steps taken.

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use turbo_engine_file::{EngineFile, Manifest};
+use turbo_engine_file::{EngineFile, Manifest, Stage, Video};
 
 use crate::{Events, RunError, Timing};
 
 /// One run of an engine file.
 pub(crate) struct Run<'a> {
     pub(crate) file: &'a Arc<EngineFile>,
+    /// Index of the video that is made.
+    index: usize,
+    video: &'a Video,
     pub(crate) events: &'a mut dyn Events,
     pub(crate) cancelled: Arc<AtomicBool>,
     parts: Vec<Timing>,
@@ -18,13 +21,39 @@ pub(crate) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub(crate) fn new(file: &'a Arc<EngineFile>, events: &'a mut dyn Events) -> Self {
+    /// A run that makes the engine file's video of this index.
+    pub(crate) fn new(
+        file: &'a Arc<EngineFile>,
+        index: usize,
+        events: &'a mut dyn Events,
+    ) -> Result<Self, RunError> {
+        let videos = &file.manifest().videos;
+        let video = videos.get(index).ok_or_else(|| {
+            let what = format!("video {index} is asked for, the engine file has {}", videos.len());
+            RunError::usage(what, "take an index into the manifest's videos")
+        })?;
         let cancelled = events.cancelled();
-        Run { file, events, cancelled, parts: Vec::new(), last: Instant::now() }
+        Ok(Run { file, index, video, events, cancelled, parts: Vec::new(), last: Instant::now() })
     }
 
     pub(crate) fn manifest(&self) -> &'a Manifest {
         self.file.manifest()
+    }
+
+    /// Index of the video that is made.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The video that is made.
+    pub(crate) fn video(&self) -> &'a Video {
+        self.video
+    }
+
+    /// The stage of that name that the video needs.
+    pub(crate) fn stage(&self, name: &str) -> Result<&'a Stage, RunError> {
+        let found = self.manifest().stage(name, self.index);
+        found.ok_or_else(|| RunError::Inconsistent(format!("there is no stage `{name}`")))
     }
 
     /// Ends a part: wall time is split into parts without gaps.

@@ -36,18 +36,16 @@ impl Loaded {
     pub(crate) fn new(
         runtime: &Runtime,
         file: &Arc<EngineFile>,
-        name: &str,
+        stage: &turbo_engine_file::Stage,
         cancelled: Arc<AtomicBool>,
     ) -> Result<Loaded, RunError> {
-        let stage = file.manifest().stage(name);
-        let stage = stage.ok_or_else(|| RunError::Inconsistent(format!("there is no stage `{name}`")))?;
         let mut weights: Vec<(String, Bytes)> = Vec::new();
         for path in &stage.weights {
             file.bytes(path)?;
             let entry = Entry { file: file.clone(), path: path.clone() };
             weights.push((path.clone(), Arc::new(entry)));
         }
-        let options = Options { stage: name, graph: file.bytes(&stage.graph)?, weights, cancelled };
+        let options = Options { stage: &stage.name, graph: file.bytes(&stage.graph)?, weights, cancelled };
         let session = Session::load(runtime, options).map_err(interrupted)?;
         let zero = |port: &turbo_engine_file::State| {
             let shape: Vec<usize> = port.shape.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect();

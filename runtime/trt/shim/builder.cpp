@@ -19,6 +19,10 @@ struct TurboTrtBuilder {
     // Members go in reverse: a timing cache must outlive the builder that uses it.
     std::vector<std::unique_ptr<nvinfer1::ITimingCache>> timingCaches;
     std::unique_ptr<nvinfer1::IBuilder> builder;
+};
+
+struct TurboTrtNetwork {
+    TurboTrtBuilder* builder;
     std::unique_ptr<nvinfer1::INetworkDefinition> network;
     // The network points into the parser's weights.
     std::unique_ptr<nvonnxparser::IParser> parser;
@@ -31,9 +35,6 @@ struct TurboTrtPlan {
 
 namespace turbo {
 namespace {
-
-// IParser::loadModelProto and its companions.
-constexpr int32_t kParserTakesWeights = 101300;
 
 // From TensorRT 11 on every network is strongly typed.
 #if NV_TENSORRT_MAJOR >= 11
@@ -82,14 +83,14 @@ std::string describe(nvonnxparser::IParserError const& error) {
     return text + " [" + orEmpty(error.file()) + ":" + std::to_string(error.line()) + "]";
 }
 
-int32_t parseFailed(nvonnxparser::IParser const& parser, std::string weight = {}) {
+int32_t parseFailed(nvonnxparser::IParser const& parser) {
     std::string text;
     for (int i = 0; i < parser.getNbErrors(); ++i) {
         if (!text.empty()) text += "\n";
         text += describe(*parser.getError(i));
     }
     if (text.empty()) text = "the parser gives no reason";
-    return fail(kTurboTrtParse, std::move(weight), std::move(text));
+    return fail(kTurboTrtParse, {}, std::move(text));
 }
 
 // Hands the phases of a build to the caller and its wish to stop back.
@@ -184,8 +185,6 @@ int32_t turbo_trt_builder_create(TurboTrtLibrary const* library, TurboTrtBuilder
         made->builder.reset(
             static_cast<nvinfer1::IBuilder*>(library->createBuilder(&logger(), library->asked())));
         if (!made->builder) return fail(kTurboTrtBuild, {}, "TensorRT makes no builder");
-        made->network.reset(made->builder->createNetworkV2(kNetworkFlags));
-        if (!made->network) return fail(kTurboTrtBuild, {}, "TensorRT makes no network");
         *out = made.release();
         return int32_t{kTurboTrtOk};
     });
@@ -201,34 +200,30 @@ int32_t turbo_trt_builder_load_plugins(TurboTrtBuilder* builder, char const* fil
     });
 }
 
-int32_t turbo_trt_builder_parse(TurboTrtBuilder* builder, void const* onnx, size_t bytes, char const* path,
-    TurboTrtWeight const* weights, size_t count) {
+int32_t turbo_trt_network_parse(
+    TurboTrtBuilder* builder, void const* onnx, size_t bytes, char const* path, TurboTrtNetwork** out) {
     using namespace turbo;
     return guarded([&] {
-        if (builder->parser) return fail(kTurboTrtInternal, {}, "the builder has parsed a model already");
-        builder->parser.reset(static_cast<nvonnxparser::IParser*>(
-            builder->library->createParser(builder->network.get(), &logger(), NV_ONNX_PARSER_VERSION)));
-        if (!builder->parser) return fail(kTurboTrtParse, {}, "TensorRT makes no parser");
-        auto& parser = *builder->parser;
-        if (builder->library->version < kParserTakesWeights || count == 0) {
-            return parser.parse(onnx, bytes, path) ? int32_t{kTurboTrtOk} : parseFailed(parser);
-        }
-        if (!parser.loadModelProto(onnx, bytes, path)) return parseFailed(parser);
-        for (size_t i = 0; i < count; ++i) {
-            TurboTrtWeight const& weight = weights[i];
-            if (!parser.loadInitializer(weight.name, weight.data, weight.bytes)) {
-                return parseFailed(parser, weight.name);
-            }
-        }
-        return parser.parseModelProto() ? int32_t{kTurboTrtOk} : parseFailed(parser);
+        auto made = std::make_unique<TurboTrtNetwork>();
+        made->builder = builder;
+        made->network.reset(builder->builder->createNetworkV2(kNetworkFlags));
+        if (!made->network) return fail(kTurboTrtBuild, {}, "TensorRT makes no network");
+        made->parser.reset(static_cast<nvonnxparser::IParser*>(
+            builder->library->createParser(made->network.get(), &logger(), NV_ONNX_PARSER_VERSION)));
+        if (!made->parser) return fail(kTurboTrtParse, {}, "TensorRT makes no parser");
+        if (!made->parser->parse(onnx, bytes, path)) return parseFailed(*made->parser);
+        *out = made.release();
+        return int32_t{kTurboTrtOk};
     });
 }
 
-int32_t turbo_trt_builder_layers(TurboTrtBuilder const* builder, TurboTrtLayerFn layer, void* user) {
+void turbo_trt_network_destroy(TurboTrtNetwork* network) { delete network; }
+
+int32_t turbo_trt_network_layers(TurboTrtNetwork const* network, TurboTrtLayerFn layer, void* user) {
     using namespace turbo;
     return guarded([&] {
-        for (int32_t i = 0; i < builder->network->getNbLayers(); ++i) {
-            nvinfer1::ILayer* const found = builder->network->getLayer(i);
+        for (int32_t i = 0; i < network->network->getNbLayers(); ++i) {
+            nvinfer1::ILayer* const found = network->network->getLayer(i);
             char const* op = nullptr;
             if (found->getType() == nvinfer1::LayerType::kPLUGIN_V3) {
                 auto& plugin = static_cast<nvinfer1::IPluginV3Layer*>(found)->getPlugin();
@@ -242,22 +237,23 @@ int32_t turbo_trt_builder_layers(TurboTrtBuilder const* builder, TurboTrtLayerFn
     });
 }
 
-int32_t turbo_trt_builder_build(
-    TurboTrtBuilder* builder, TurboTrtBuildOptions const* options, TurboTrtPlan** out) {
+int32_t turbo_trt_network_build(
+    TurboTrtNetwork* network, TurboTrtBuildOptions const* options, TurboTrtPlan** out) {
     using namespace turbo;
     return guarded([&] {
+        auto& owner = *network->builder;
         // Before the configuration that points to it, so that it goes after.
         Monitor monitor(options->progress, options->user);
-        std::unique_ptr<nvinfer1::IBuilderConfig> const config(builder->builder->createBuilderConfig());
+        std::unique_ptr<nvinfer1::IBuilderConfig> const config(owner.builder->createBuilderConfig());
         if (!config) return fail(kTurboTrtBuild, {}, "TensorRT makes no configuration");
         configure(*config, *options);
         if (options->progress != nullptr) config->setProgressMonitor(&monitor);
         auto cache = useTimingCache(*config, *options);
         auto const* const timings = cache.get();
-        if (cache) builder->timingCaches.push_back(std::move(cache));
+        if (cache) owner.timingCaches.push_back(std::move(cache));
 
         auto made = std::make_unique<TurboTrtPlan>();
-        made->plan.reset(builder->builder->buildSerializedNetwork(*builder->network, *config));
+        made->plan.reset(owner.builder->buildSerializedNetwork(*network->network, *config));
         if (monitor.stopped()) return fail(kTurboTrtInterrupted, {}, "interrupted");
         if (!made->plan) return fail(kTurboTrtBuild, {}, "TensorRT builds no plan");
         if (timings != nullptr) made->timingCache.reset(timings->serialize());

@@ -15,6 +15,8 @@ cudaEvent_t asEvent(void* event) { return static_cast<cudaEvent_t>(event); }
 
 }  // namespace
 
+int32_t turbo_trt_cuda_version(void) { return CUDART_VERSION; }
+
 int32_t turbo_trt_gpu_count(int32_t* count) {
     return checkCuda("cudaGetDeviceCount", cudaGetDeviceCount(count));
 }

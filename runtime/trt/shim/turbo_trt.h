@@ -18,7 +18,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 
 // Grows with every change of this file.
-#define TURBO_TRT_ABI 1
+#define TURBO_TRT_ABI 2
 
 int32_t turbo_trt_abi(void);
 
@@ -31,7 +31,7 @@ enum TurboTrtCode {
     kTurboTrtLibrary = 2,      // subject: the library that cannot be loaded
     kTurboTrtVersion = 3,      // subject: the library; text: its version as a number
     kTurboTrtPlugins = 4,      // subject: the plugin library
-    kTurboTrtParse = 5,        // subject: empty or the weight
+    kTurboTrtParse = 5,        // subject: empty
     kTurboTrtBuild = 6,        // subject: empty
     kTurboTrtInterrupted = 7,  // the progress callback said stop
     kTurboTrtEngine = 8,       // subject: empty; a plan that cannot be loaded
@@ -72,28 +72,23 @@ int32_t turbo_trt_library_version(TurboTrtLibrary const* library);
 // Where the loader found it.
 char const* turbo_trt_library_path(TurboTrtLibrary const* library);
 
-// Builder: create, load plugins, parse once, build.
+// Builder: create, load plugins. It makes networks, one after the other, and outlives them.
 typedef struct TurboTrtBuilder TurboTrtBuilder;
+typedef struct TurboTrtNetwork TurboTrtNetwork;
 typedef struct TurboTrtPlan TurboTrtPlan;
-
-typedef struct {
-    char const* name;
-    void const* data;
-    size_t bytes;
-} TurboTrtWeight;
 
 int32_t turbo_trt_builder_create(TurboTrtLibrary const* library, TurboTrtBuilder** out);
 void turbo_trt_builder_destroy(TurboTrtBuilder* builder);
 int32_t turbo_trt_builder_load_plugins(TurboTrtBuilder* builder, char const* file);
-// Parses a serialized ONNX model. The parser of TensorRT 10.13 and newer takes `weights` where they lie, and
-// they must stay there until the builder is destroyed; an older one reads the model's external data itself,
-// beside the absolute `path` (null where there is none).
-int32_t turbo_trt_builder_parse(TurboTrtBuilder* builder, void const* onnx, size_t bytes, char const* path,
-    TurboTrtWeight const* weights, size_t count);
+// Network: parse a serialized ONNX model, build. The parser finds the model's external data beside the absolute
+// `path` (null where there is none): that of TensorRT 10.13 and newer maps the file, an older one reads it.
+int32_t turbo_trt_network_parse(
+    TurboTrtBuilder* builder, void const* onnx, size_t bytes, char const* path, TurboTrtNetwork** out);
+void turbo_trt_network_destroy(TurboTrtNetwork* network);
 
 // `op` is the plugin's name, null for a layer of TensorRT's own.
 typedef void (*TurboTrtLayerFn)(void* user, char const* name, char const* op);
-int32_t turbo_trt_builder_layers(TurboTrtBuilder const* builder, TurboTrtLayerFn layer, void* user);
+int32_t turbo_trt_network_layers(TurboTrtNetwork const* network, TurboTrtLayerFn layer, void* user);
 
 // Where the build stands: `step` of `steps` of a phase, within `parent` (empty for none). Returns whether to
 // go on. Called from several threads, one at a time.
@@ -112,8 +107,8 @@ typedef struct {
     void* user;
 } TurboTrtBuildOptions;
 
-int32_t turbo_trt_builder_build(
-    TurboTrtBuilder* builder, TurboTrtBuildOptions const* options, TurboTrtPlan** out);
+int32_t turbo_trt_network_build(
+    TurboTrtNetwork* network, TurboTrtBuildOptions const* options, TurboTrtPlan** out);
 
 void turbo_trt_plan_destroy(TurboTrtPlan* plan);
 void turbo_trt_plan_bytes(TurboTrtPlan const* plan, void const** data, size_t* bytes);
@@ -199,6 +194,8 @@ typedef struct {
     uint64_t memory;
 } TurboTrtGpu;
 
+// CUDA version of the shim's runtime as major * 1000 + minor * 10; a driver of the same major serves.
+int32_t turbo_trt_cuda_version(void);
 int32_t turbo_trt_gpu_count(int32_t* count);
 int32_t turbo_trt_gpu_info(int32_t index, TurboTrtGpu* gpu);
 int32_t turbo_trt_gpu_select(int32_t index);

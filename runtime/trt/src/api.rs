@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 
 /// Changes with every change of the header.
-pub(crate) const ABI: i32 = 1;
+pub(crate) const ABI: i32 = 2;
 
 pub(crate) mod code {
     pub(crate) const OK: i32 = 0;
@@ -41,13 +41,6 @@ pub(crate) type ProgressFn = unsafe extern "C" fn(
     steps: i32,
     step: i32,
 ) -> i32;
-
-#[repr(C)]
-pub(crate) struct RawWeight {
-    pub(crate) name: *const c_char,
-    pub(crate) data: *const c_void,
-    pub(crate) bytes: usize,
-}
 
 #[repr(C)]
 pub(crate) struct RawBuildOptions {
@@ -151,16 +144,16 @@ api! {
     fn builder_create(library: Raw, out: *mut Raw) -> i32;
     fn builder_destroy(builder: Raw);
     fn builder_load_plugins(builder: Raw, file: *const c_char) -> i32;
-    fn builder_parse(
+    fn network_parse(
         builder: Raw,
         onnx: *const c_void,
         bytes: usize,
         path: *const c_char,
-        weights: *const RawWeight,
-        count: usize,
+        out: *mut Raw,
     ) -> i32;
-    fn builder_layers(builder: Raw, layer: LayerFn, user: Raw) -> i32;
-    fn builder_build(builder: Raw, options: *const RawBuildOptions, out: *mut Raw) -> i32;
+    fn network_destroy(network: Raw);
+    fn network_layers(network: Raw, layer: LayerFn, user: Raw) -> i32;
+    fn network_build(network: Raw, options: *const RawBuildOptions, out: *mut Raw) -> i32;
     fn plan_destroy(plan: Raw);
     fn plan_bytes(plan: Raw, data: *mut *const c_void, bytes: *mut usize);
     fn plan_timing_cache(plan: Raw, data: *mut *const c_void, bytes: *mut usize);
@@ -191,6 +184,7 @@ api! {
     fn context_measure(context: Raw, on: i32);
     fn context_take_times(context: Raw, time: TimeFn, user: Raw);
 
+    fn cuda_version() -> i32;
     fn gpu_count(count: *mut i32) -> i32;
     fn gpu_info(index: i32, gpu: *mut RawGpu) -> i32;
     fn gpu_select(index: i32) -> i32;

@@ -1,15 +1,14 @@
 //! From an ONNX graph to a plan.
 
-use std::ffi::{CString, c_char, c_void};
-use std::marker::PhantomData;
+use std::ffi::{c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use crate::api::{Raw, RawBuildOptions, RawWeight};
-use crate::shim::{c_name, c_path, text};
+use crate::api::{Raw, RawBuildOptions};
+use crate::shim::{c_path, text};
 use crate::{Error, Library, Shim};
 
-/// TensorRT's builder. Making one takes seconds: it reads the builder's kernels.
+/// TensorRT's builder. Making one takes seconds: it reads the builder's kernels. It makes one network after the other.
 #[derive(Debug)]
 pub struct Builder {
     library: Library,
@@ -18,27 +17,6 @@ pub struct Builder {
 
 // SAFETY: TensorRT's builder may move between threads; all use takes the value exclusively.
 unsafe impl Send for Builder {}
-
-/// Bytes of an initializer.
-#[derive(Clone, Copy, Debug)]
-pub struct Weight<'w> {
-    /// Name of the initializer.
-    pub name: &'w str,
-    /// Its elements.
-    pub data: &'w [u8],
-}
-
-/// Where the values of a graph's external initializers are.
-///
-/// A library that [takes weights](Library::takes_weights) gets `data` and copies nothing; an older one reads
-/// the graph's external data beside `path`. Without data every library reads.
-#[derive(Clone, Debug, Default)]
-pub struct Weights<'w> {
-    /// Absolute path of the ONNX file; its folder is what locations are relative to. The file need not exist.
-    pub path: Option<&'w Path>,
-    /// The values.
-    pub data: Vec<Weight<'w>>,
-}
 
 /// A layer of the parsed network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,28 +91,21 @@ impl Builder {
         self.shim().check(unsafe { (self.shim().api.builder_load_plugins)(self.raw, path.as_ptr()) })
     }
 
-    /// Parses a graph into a strongly typed network.
+    /// Parses a graph into a strongly typed network. The graph's external data lie beside `path`, the absolute
+    /// path of its ONNX file, which itself need not exist.
     ///
     /// # Errors
     /// What the parser says, node by node.
-    pub fn parse<'w>(self, onnx: &[u8], weights: &Weights<'w>) -> Result<Network<'w>, Error> {
-        let path = weights.path.map(c_path).transpose()?;
-        let names: Vec<CString> = weights.data.iter().map(|w| c_name(w.name)).collect::<Result<_, _>>()?;
-        let raw = |(weight, name): (&Weight<'w>, &CString)| RawWeight {
-            name: name.as_ptr(),
-            data: weight.data.as_ptr().cast(),
-            bytes: weight.data.len(),
-        };
-        let raw: Vec<RawWeight> = weights.data.iter().zip(&names).map(raw).collect();
-        let path = path.as_ref().map_or(std::ptr::null(), |path| path.as_ptr());
-        // SAFETY: a live builder; the graph and the path are needed during the call only, names and values
-        // live as long as the network, which owns or borrows them and destroys the builder first.
+    pub fn parse(&mut self, onnx: &[u8], path: &Path) -> Result<Network<'_>, Error> {
+        let path = c_path(path)?;
+        let mut raw: Raw = std::ptr::null_mut();
+        // SAFETY: a live builder, a place for a handle; the graph and the path are needed during the call only.
         let parsed = unsafe {
-            let onnx_bytes: *const c_void = onnx.as_ptr().cast();
-            (self.shim().api.builder_parse)(self.raw, onnx_bytes, onnx.len(), path, raw.as_ptr(), raw.len())
+            let bytes: *const c_void = onnx.as_ptr().cast();
+            (self.shim().api.network_parse)(self.raw, bytes, onnx.len(), path.as_ptr(), &raw mut raw)
         };
         self.shim().check(parsed)?;
-        Ok(Network { builder: self, _names: names, _weights: PhantomData })
+        Ok(Network { builder: self, raw })
     }
 }
 
@@ -145,14 +116,15 @@ impl Drop for Builder {
     }
 }
 
-/// A parsed network, over weights that it borrows.
+/// A parsed network of a builder.
 #[derive(Debug)]
-pub struct Network<'w> {
-    // Before what it points into.
-    builder: Builder,
-    _names: Vec<CString>,
-    _weights: PhantomData<&'w [u8]>,
+pub struct Network<'b> {
+    builder: &'b mut Builder,
+    raw: Raw,
 }
+
+// SAFETY: as the builder, which it has exclusively.
+unsafe impl Send for Network<'_> {}
 
 impl Network<'_> {
     /// All layers, in the network's order.
@@ -162,10 +134,8 @@ impl Network<'_> {
     pub fn layers(&self) -> Result<Vec<Layer>, Error> {
         let shim = self.builder.shim();
         let mut layers: Vec<Layer> = Vec::new();
-        // SAFETY: a live builder; `push_layer` gets the pointer to `layers`, which outlives the call.
-        shim.check(unsafe {
-            (shim.api.builder_layers)(self.builder.raw, push_layer, (&raw mut layers).cast())
-        })?;
+        // SAFETY: a live network; `push_layer` gets the pointer to `layers`, which outlives the call.
+        shim.check(unsafe { (shim.api.network_layers)(self.raw, push_layer, (&raw mut layers).cast()) })?;
         Ok(layers)
     }
 
@@ -192,12 +162,17 @@ impl Network<'_> {
             user: (&raw const progress).cast_mut().cast(),
         };
         let mut raw: Raw = std::ptr::null_mut();
-        // SAFETY: a live builder; the options and what they point to outlive the call, and `report` gets the
+        // SAFETY: a live network; the options and what they point to outlive the call, and `report` gets the
         // pointer to `progress`, which may be called from other threads.
-        shim.check(unsafe {
-            (shim.api.builder_build)(self.builder.raw, &raw const raw_options, &raw mut raw)
-        })?;
+        shim.check(unsafe { (shim.api.network_build)(self.raw, &raw const raw_options, &raw mut raw) })?;
         Ok(Plan { library: self.builder.library.clone(), raw })
+    }
+}
+
+impl Drop for Network<'_> {
+    fn drop(&mut self) {
+        // SAFETY: made by `network_parse` and destroyed once; the builder is borrowed and so alive.
+        unsafe { (self.builder.shim().api.network_destroy)(self.raw) }
     }
 }
 
@@ -242,7 +217,7 @@ impl Plan {
 
 impl Drop for Plan {
     fn drop(&mut self) {
-        // SAFETY: made by `builder_build` and destroyed once.
+        // SAFETY: made by `network_build` and destroyed once.
         unsafe { (self.library.shim().api.plan_destroy)(self.raw) }
     }
 }

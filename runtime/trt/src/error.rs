@@ -21,7 +21,7 @@ pub enum Error {
         system: bool,
     },
     /// A library is there and cannot be used.
-    #[error("{} cannot be used: {cause}", path.display())]
+    #[error("{} cannot be used: {cause}\nhint: {}", path.display(), hint(&path.to_string_lossy()))]
     Unusable {
         /// The library.
         path: PathBuf,
@@ -41,7 +41,8 @@ pub enum Error {
     },
     /// A TensorRT that the shims were not made for.
     #[error(
-        "{} is TensorRT {found}, which is not supported: 10.6 or a newer 10.x, or 11.x is needed",
+        "{} is TensorRT {found}, which is not supported: 10.6 or a newer 10.x, or 11.x is needed\n\
+         hint: give the folder of one with --tensorrt or TENSORRT_ROOT",
         path.display()
     )]
     Version {
@@ -61,10 +62,8 @@ pub enum Error {
         log: Vec<String>,
     },
     /// An ONNX graph that the parser refuses.
-    #[error("TensorRT cannot read the graph{}: {cause}{}", of("weight", weight), lines(log))]
+    #[error("TensorRT cannot read the graph: {cause}{}", lines(log))]
     Parse {
-        /// The weight, where it is about one.
-        weight: Option<String>,
         /// What the parser says, node by node.
         cause: String,
         /// TensorRT's warnings and errors.
@@ -111,8 +110,11 @@ pub enum Error {
         /// TensorRT's warnings and errors.
         log: Vec<String>,
     },
+    /// No GPU to run on.
+    #[error("no GPU can be used: {0}")]
+    NoGpu(NoGpu),
     /// A CUDA call that fails.
-    #[error("{call}: {text}")]
+    #[error("{call}: {text}\nhint: nvidia-smi shows whether the GPU still answers, and what else uses it")]
     Cuda {
         /// The call.
         call: String,
@@ -159,6 +161,35 @@ pub enum Error {
     Internal(String),
 }
 
+/// Why no GPU can be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoGpu {
+    /// CUDA finds no driver.
+    #[error(
+        "there is no NVIDIA driver (libcuda.so.1)\n\
+             hint: install it, until nvidia-smi lists a GPU; turbo-compile --target cpu needs none"
+    )]
+    NoDriver,
+    /// A driver of an older CUDA.
+    #[error("the NVIDIA driver is for CUDA {}.{}, the GPU libraries need CUDA {needed} or newer\n\
+             hint: update the driver, or build the libraries with an older CUDA: cargo xtask gpu", found.0, found.1)]
+    OldDriver {
+        /// CUDA of the driver.
+        found: (i32, i32),
+        /// Major version of CUDA that the libraries were compiled with.
+        needed: i32,
+    },
+    /// A driver that gives none.
+    #[error("the NVIDIA driver, for CUDA {}.{}, says: {said}\n\
+             hint: nvidia-smi lists the GPUs, CUDA_VISIBLE_DEVICES may hide them", driver.0, driver.1)]
+    NoneFound {
+        /// CUDA of the driver.
+        driver: (i32, i32),
+        /// CUDA's text.
+        said: String,
+    },
+}
+
 /// A version of TensorRT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
@@ -185,8 +216,8 @@ impl fmt::Display for Version {
 }
 
 fn hint(name: &str) -> &'static str {
-    if name.starts_with("libturbo_trt") {
-        "it is built with the CUDA parts of this program and belongs beside the command or in ../lib"
+    if name.contains("libturbo_trt") {
+        "cargo xtask gpu builds it; it belongs beside the command or in ../lib, or give its folder with --gpu-libraries"
     } else {
         "install TensorRT 10.6 or newer, and give its folder with --tensorrt or TENSORRT_ROOT"
     }

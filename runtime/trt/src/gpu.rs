@@ -1,6 +1,7 @@
 //! What GPUs there are.
 
 use crate::api::RawGpu;
+use crate::error::NoGpu;
 use crate::shim::text;
 use crate::{Error, Shim};
 
@@ -30,16 +31,36 @@ pub struct MemoryInfo {
     pub total: u64,
 }
 
+/// Major and minor of CUDA's number.
+fn version(number: i32) -> (i32, i32) {
+    (number / 1000, number % 1000 / 10)
+}
+
 impl Shim {
     /// Number of GPUs.
     ///
     /// # Errors
-    /// No driver, one that is too old, or no GPU; CUDA's text says which.
+    /// No driver, one that is too old, or no GPU.
     pub fn gpu_count(self) -> Result<i32, Error> {
         let mut count = 0;
         // SAFETY: writes one number to a place that outlives the call.
-        self.check(unsafe { (self.api.gpu_count)(&raw mut count) })?;
-        Ok(count)
+        match self.check(unsafe { (self.api.gpu_count)(&raw mut count) }) {
+            Ok(()) if count > 0 => Ok(count),
+            Ok(()) => Err(self.no_gpu("it finds none")),
+            Err(Error::Cuda { text, .. }) => Err(self.no_gpu(&text)),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Why there is no GPU, by what CUDA says and by the driver's version.
+    fn no_gpu(self, said: &str) -> Error {
+        // SAFETY: takes nothing and returns a constant.
+        let (needed, _) = version(unsafe { (self.api.cuda_version)() });
+        Error::NoGpu(match self.driver_version() {
+            Ok(None) | Err(_) => NoGpu::NoDriver,
+            Ok(Some((found, minor))) if found < needed => NoGpu::OldDriver { found: (found, minor), needed },
+            Ok(Some(driver)) => NoGpu::NoneFound { driver, said: said.to_string() },
+        })
     }
 
     /// One GPU.
@@ -49,7 +70,8 @@ impl Shim {
     pub fn gpu(self, index: i32) -> Result<Gpu, Error> {
         let mut gpu = RawGpu::EMPTY;
         // SAFETY: fills a structure of the ABI's layout that outlives the call.
-        self.check(unsafe { (self.api.gpu_info)(index, &raw mut gpu) })?;
+        let asked = self.check(unsafe { (self.api.gpu_info)(index, &raw mut gpu) });
+        asked.map_err(|error| self.gpu_count().err().unwrap_or(error))?;
         Ok(Gpu {
             index,
             // SAFETY: the shim ends the name with a zero.
@@ -75,10 +97,10 @@ impl Shim {
     /// # Errors
     /// What CUDA says.
     pub fn driver_version(self) -> Result<Option<(i32, i32)>, Error> {
-        let mut version = 0;
+        let mut number = 0;
         // SAFETY: writes one number to a place that outlives the call.
-        self.check(unsafe { (self.api.driver_version)(&raw mut version) })?;
-        Ok((version != 0).then_some((version / 1000, version % 1000 / 10)))
+        self.check(unsafe { (self.api.driver_version)(&raw mut number) })?;
+        Ok((number != 0).then_some(version(number)))
     }
 
     /// Memory of the current GPU.

@@ -32,9 +32,9 @@ mod shim;
 mod stream;
 mod types;
 
-pub use builder::{BuildOptions, Builder, Layer, Network, Plan, Progress, Weight, Weights};
+pub use builder::{BuildOptions, Builder, Layer, Network, Plan, Progress};
 pub use context::{Context, LayerTime};
-pub use error::{Error, Version};
+pub use error::{Error, NoGpu, Version};
 pub use gpu::{Gpu, MemoryInfo};
 pub use graph::Graph;
 pub use library::Library;

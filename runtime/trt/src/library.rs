@@ -96,11 +96,6 @@ impl Library {
         &self.handle.path
     }
 
-    /// Whether its parser takes weights where they lie; otherwise it reads external data itself.
-    pub fn takes_weights(&self) -> bool {
-        self.handle.version >= Version { major: 10, minor: 13, patch: 0 }
-    }
-
     /// Loads the ONNX parser, once: what only runs engines does not need it.
     pub(crate) fn open_parser(&self) -> Result<(), Error> {
         let mut opened = self.handle.parser.lock().unwrap_or_else(PoisonError::into_inner);

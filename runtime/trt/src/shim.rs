@@ -123,7 +123,7 @@ impl Shim {
                 found: Version::from_number(cause.parse().unwrap_or(0)),
             },
             code::PLUGINS => Error::Plugins { path: PathBuf::from(subject), cause, log: self.complaints() },
-            code::PARSE => Error::Parse { weight: name, cause, log: self.complaints() },
+            code::PARSE => Error::Parse { cause, log: self.complaints() },
             code::BUILD => Error::Build { cause, log: self.complaints() },
             code::INTERRUPTED => Error::Interrupted,
             code::ENGINE => Error::Engine { tensor: name, cause, log: self.complaints() },

@@ -47,7 +47,7 @@ impl Compiled {
     /// Weights that cannot be stored.
     pub fn weights(&self, graph: &Graph) -> Result<Vec<u8>> {
         let mut stored = Stored::plan(self.network, self.linear)?;
-        stored.convert(&weight_forms(std::iter::once(graph)));
+        stored.convert(&weight_forms(std::iter::once(graph))?);
         let mut file = Vec::new();
         stored.write(&stored.layout(), &mut file, &mut |_| Ok(()))?;
         Ok(file)

@@ -39,7 +39,7 @@ impl Backend for Dry {
         let graph = tap(graph, taps)?;
         let file = weights.map(|weights| weights.weights(&graph)).transpose()?;
         let stored = file.as_deref().map(SafeTensors::deserialize).transpose()?;
-        for (name, (dtype, shape)) in weight_forms(std::iter::once(&graph)) {
+        for (name, (dtype, shape)) in weight_forms(std::iter::once(&graph))? {
             let view = stored.as_ref().context("no weights")?.tensor(&name)?;
             let bytes = dtype.size() * shape.iter().product::<usize>();
             ensure!(view.shape() == shape && view.data().len() == bytes, "{name} is {:?}", view.shape());

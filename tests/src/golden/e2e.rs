@@ -44,6 +44,7 @@ fn check(
         family.attempt(&format!("{prefix}run"), |family| {
             let rounded = *prefix == "bf16io.";
             let request = Request {
+                video: 0,
                 prompt: prompt(&v)?,
                 image: image(&v)?,
                 seed: 0,
@@ -98,8 +99,8 @@ fn engine(
         model: Some(model),
         attention: Some(turbo_models::dit::Attention::Dense),
         linear: Some(turbo_models::dit::Linear::Bf16),
-        size: Some(turbo_compile::choices::Size { width: shape[4], height: shape[3] }),
-        frames: Some(shape[2]),
+        size: vec![turbo_compile::choices::Size { width: shape[4], height: shape[3] }],
+        frames: vec![shape[2]],
         output: Some(output.clone()),
         ..backend.choices(folder)
     };

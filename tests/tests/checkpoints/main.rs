@@ -432,7 +432,7 @@ fn image_to_video_needs_the_encoder_of_the_vae() {
     model.refused(&model.choices(), 3, &["vae.safetensors", "has no encoder", "image-to-video"]);
     // Text-to-video does without.
     let size = "64x64".parse().unwrap();
-    let small = |choices| Choices { size: Some(size), frames: Some(49), topk: Some(0.25), ..choices };
+    let small = |choices| Choices { size: vec![size], frames: vec![49], topk: Some(0.25), ..choices };
     let dit = Some(demo::folder().join("dit.safetensors"));
     compile(&small(Choices { model: dit, ..model.networks() }), &mut NoProgress).unwrap();
 
@@ -446,6 +446,33 @@ fn image_to_video_needs_the_encoder_of_the_vae() {
     model.refused(&small, 3, &["vae.safetensors", "conv1.bias", "missing"]);
 }
 
+#[test]
+fn experts_and_the_encoder_are_made_for_each_video() {
+    let model = Model::new().with_experts();
+    let choices = Choices {
+        size: vec!["64x64".parse().unwrap(), "96x64".parse().unwrap()],
+        frames: vec![49, 5],
+        topk: Some(1.0),
+        ..model.choices()
+    };
+    compile(&choices, &mut NoProgress).unwrap();
+    let engine = EngineFile::open(&model.out().join("engine.plan")).unwrap();
+    let graph = |name, video| engine.manifest().stage(name, video).unwrap().graph.as_str();
+    for (video, (size, frames)) in
+        [("64x64", 49), ("64x64", 5), ("96x64", 49), ("96x64", 5)].iter().enumerate()
+    {
+        for name in ["dit_high", "dit_low"] {
+            assert_eq!(graph(name, video), format!("{name}-{size}x{frames}.onnx"));
+        }
+        for name in ["vae_encoder_first", "vae_encoder", "vae_decoder_first", "vae_decoder"] {
+            assert_eq!(graph(name, video), format!("{name}-{size}.onnx"));
+        }
+        for name in ["text_encoder", "dit_high_context", "dit_low_context"] {
+            assert_eq!(graph(name, video), format!("{name}.onnx"));
+        }
+    }
+}
+
 /// The small quantised checkpoint, changed, with the networks that fit it.
 fn quantised(model: &Model, change: impl FnOnce(&mut Tensors)) -> Option<Choices> {
     let (path, text) = (file("dit_w8a8_ckpt.safetensors")?, file("umt5_ckpt.safetensors")?);
@@ -456,8 +483,8 @@ fn quantised(model: &Model, change: impl FnOnce(&mut Tensors)) -> Option<Choices
     Some(Choices {
         model: Some(model.path("quant.safetensors")),
         text_encoder: Some(text),
-        size: Some("64x64".parse().unwrap()),
-        frames: Some(1),
+        size: vec!["64x64".parse().unwrap()],
+        frames: vec![1],
         ..model.networks()
     })
 }

@@ -126,7 +126,7 @@ fn noise_from_a_file_is_taken_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let elements: usize =
-        EngineFile::open(small()).unwrap().manifest().video.latent.iter().map(|&d| d as usize).product();
+        EngineFile::open(small()).unwrap().manifest().videos[0].latent.iter().map(|&d| d as usize).product();
     let mut source = NoiseKind::Portable.source(7).unwrap();
     let mut draw = |name| (name, source.draw(elements).unwrap());
     let mut noise = BTreeMap::from([draw("noise_init"), draw("noise0")]);
@@ -246,6 +246,53 @@ fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
     assert!(run("b.safetensors", &["--threads", "1"]) == first, "two runs of a seed differ");
     assert!(run("c.safetensors", &["--threads", "2"]) == first, "two threads give another video than one");
     assert!(run("d.safetensors", &["--threads", "2", "--seed", "1"]) != first, "the seed means nothing");
+}
+
+#[test]
+fn a_video_is_the_same_beside_others_as_alone() {
+    if !can_run() {
+        return;
+    }
+    let [count, height, width] = SMALL;
+    let folder = tempfile::tempdir().unwrap();
+    let run = |engine: &Path, name: &str, more: &[&str]| {
+        let output = folder.path().join(name);
+        let done = succeeds(turbo_run(engine, &output).args(["--no-cache", "--json"]).args(more));
+        let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+        (fs::read(output).unwrap(), report)
+    };
+    let (alone, _) = run(small(), "alone.safetensors", &[]);
+    let (chosen, report) = run(four(), "chosen.safetensors", &["--size", "96x64", "--frames", "5"]);
+    assert!(chosen == alone, "the same seed gives another video");
+    assert_eq!((&report["size"], &report["frames"]), (&"96x64".into(), &5.into()));
+
+    // What is left open is the first that fits.
+    let shape = |more: &[&str]| {
+        let (bytes, _) = run(four(), "shape.safetensors", more);
+        SafeTensors::deserialize(&bytes).unwrap().tensor("frames").unwrap().shape().to_vec()
+    };
+    assert_eq!(shape(&[]), [9, width, height, 3]);
+    assert_eq!(shape(&["--frames", "5"]), [5, width, height, 3]);
+    assert_eq!(shape(&["--size", "96x64"]), [9, height, width, 3]);
+    assert_eq!(shape(&["--size", "96x64", "--frames", "5"]), [count, height, width, 3]);
+}
+
+#[test]
+fn a_video_that_the_engine_file_does_not_have_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for (choices, asked) in [
+        (&["--size", "96x96"][..], "--size 96x96"),
+        (&["--frames", "7"], "--frames 7"),
+        (&["--size", "96x64", "--frames", "13"], "--size 96x64 --frames 13"),
+    ] {
+        let done = turbo_run(four(), &folder.path().join("out.mp4")).args(choices).output().unwrap();
+        let has = "--size 64x96 --frames 9, --size 64x96 --frames 5, --size 96x64 --frames 9, --size 96x64 --frames 5";
+        refused(&done, 2, &[&format!("no video of {asked}, only of {has}\nhint: ")]);
+        empty(folder.path());
+    }
+    let done = turbo_run(four(), &folder.path().join("out.mp4")).args(["--size", "96"]).output().unwrap();
+    assert_eq!(done.status.code(), Some(2));
+    assert!(text(&done.stderr).contains("`96` is not a size; write it as 832x480"));
 }
 
 /// One bit in the middle of every entry, and an end at every entry's start: some of it is found only when the

@@ -96,6 +96,13 @@ pub fn small() -> &'static Path {
     engine(&ONCE, "commands-small.plan", &["--size", "96x64", "--frames", "5", "--topk", "1", "--steps", "1"])
 }
 
+/// Two sizes and two frame counts, [`SMALL`] the last of the four.
+pub fn four() -> &'static Path {
+    static ONCE: OnceLock<PathBuf> = OnceLock::new();
+    let sizes = ["--size", "64x96,96x64", "--frames", "9,5", "--topk", "1", "--steps", "1"];
+    engine(&ONCE, "commands-four.plan", &sizes)
+}
+
 /// Whether there is an ONNX Runtime to run with.
 pub fn can_run() -> bool {
     static CAN: OnceLock<bool> = OnceLock::new();

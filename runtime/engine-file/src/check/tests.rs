@@ -26,8 +26,8 @@ fn changed(pointer: &str, value: Option<Value>) -> Vec<u8> {
 #[test]
 fn the_sample_is_accepted_and_survives_a_round_trip() {
     let manifest = parse_manifest(SAMPLE.as_bytes()).unwrap();
-    assert_eq!(manifest.video.latent_mean, [-0.7571, 0.1]);
-    assert_eq!(manifest.stage("dit_high").unwrap().peak_memory_bytes, Some(123_456_789));
+    assert_eq!(manifest.videos[0].latent_mean, [-0.7571, 0.1]);
+    assert_eq!(manifest.stage("dit_high", 0).unwrap().peak_memory_bytes, Some(123_456_789));
     let again = serde_json::to_vec(&manifest).unwrap();
     assert_eq!(parse_manifest(&again).unwrap(), manifest);
     assert_eq!(serde_json::from_slice::<Value>(&again).unwrap(), sample(), "no field is added or lost");
@@ -37,10 +37,16 @@ fn the_sample_is_accepted_and_survives_a_round_trip() {
 fn every_recipe_can_be_written() {
     for attention in [
         json!({"kind": "dense"}),
-        json!({"kind": "sla", "topk": 1.0, "keep_blocks": 13, "block_q": 64, "block_k": 64}),
-        json!({"kind": "sagesla", "topk": 0.1, "keep_blocks": 1, "block_q": 64, "block_k": 128, "pv": "f16"}),
+        json!({"kind": "sage", "block_q": 64, "block_k": 64, "pv": "fp8"}),
+        json!({"kind": "sla", "topk": 1.0, "block_q": 64, "block_k": 64}),
+        json!({"kind": "sagesla", "topk": 0.1, "block_q": 64, "block_k": 128, "pv": "f16"}),
     ] {
-        let manifest = parse_manifest(&changed("/recipe/attention", Some(attention.clone()))).unwrap();
+        let mut manifest = sample();
+        manifest["recipe"]["attention"] = attention.clone();
+        if attention["topk"].is_null() {
+            manifest["videos"][0].as_object_mut().unwrap().shift_remove("keep_blocks");
+        }
+        let manifest = parse_manifest(&serde_json::to_vec(&manifest).unwrap()).unwrap();
         assert_eq!(serde_json::to_value(&manifest.recipe.attention).unwrap(), attention);
     }
 }
@@ -66,7 +72,7 @@ fn other_schemas_are_named_before_anything_else_is_read() {
 
 #[test]
 fn broken_json_names_field_and_place() {
-    let unknown = changed("/video/colour", Some(json!("red")));
+    let unknown = changed("/videos/0/colour", Some(json!("red")));
     let deep = "[".repeat(100_000);
     for (json, field, message) in [
         (&b""[..], "top level", "EOF"),
@@ -79,8 +85,12 @@ fn broken_json_names_field_and_place() {
         (b"{\"schema\": 1} x", "end", "trailing characters"),
         (b"\xff\xfe", "top level", "line 1"),
         (deep.as_bytes(), "[0]", "invalid type"),
-        (&changed("/video/latent_mean", Some(json!([1e39, 0.0]))), "video.latent_mean[0]", "out of range"),
-        (&unknown, "video.colour", "unknown field `colour`"),
+        (
+            &changed("/videos/0/latent_mean", Some(json!([1e39, 0.0]))),
+            "videos[0].latent_mean[0]",
+            "out of range",
+        ),
+        (&unknown, "videos[0].colour", "unknown field `colour`"),
         (
             &changed("/stages/0/inputs/0/dtype", Some(json!("f33"))),
             "stages[0].inputs[0].dtype",
@@ -154,21 +164,21 @@ fn values_out_of_range_name_the_field() {
         ("/model/heads", json!(3), "model.heads", "divisor of dim 256"),
         ("/model/in_channels", json!(1), "model.in_channels", "at least 2"),
         ("/model/parameters", json!(0), "model.parameters", "positive"),
-        ("/video/frames", json!(32), "video.frames", "1 plus a multiple of 4"),
-        ("/video/frames", json!(0), "video.frames", "positive"),
-        ("/video/width", json!(200), "video.width", "multiple of 16"),
-        ("/video/height", json!(u32::MAX), "video.height", "multiple of 16"),
-        ("/video/fps", json!(0), "video.fps", "positive"),
-        ("/video/vae_stride", json!([4, 0, 8]), "video.vae_stride", "positive strides"),
-        ("/video/vae_stride/1", json!(u32::MAX), "video.height", "a multiple of 8589934590"),
-        ("/video/latent", json!([2, 9, 14, 27]), "video.latent", "[2, 9, 14, 26]"),
-        ("/video/tokens", json!(820), "video.tokens", "819"),
-        ("/video/latent_mean", json!([0.0]), "video.latent_mean", "2 numbers"),
-        ("/video/latent_std", json!([0.0, 1.0]), "video.latent_std", "positive"),
+        ("/videos/0/frames", json!(32), "videos[0].frames", "1 plus a multiple of 4"),
+        ("/videos/0/frames", json!(0), "videos[0].frames", "positive"),
+        ("/videos/0/width", json!(200), "videos[0].width", "multiple of 16"),
+        ("/videos/0/height", json!(u32::MAX), "videos[0].height", "multiple of 16"),
+        ("/videos/0/fps", json!(0), "videos[0].fps", "positive"),
+        ("/videos/0/vae_stride", json!([4, 0, 8]), "videos[0].vae_stride", "positive strides"),
+        ("/videos/0/vae_stride/1", json!(u32::MAX), "videos[0].height", "a multiple of 8589934590"),
+        ("/videos/0/latent", json!([2, 9, 14, 27]), "videos[0].latent", "[2, 9, 14, 26]"),
+        ("/videos/0/tokens", json!(820), "videos[0].tokens", "819"),
+        ("/videos/0/latent_mean", json!([0.0]), "videos[0].latent_mean", "2 numbers"),
+        ("/videos/0/latent_std", json!([0.0, 1.0]), "videos[0].latent_std", "positive"),
         ("/recipe/attention/topk", json!(0.0), "recipe.attention.topk", "above 0"),
         ("/recipe/attention/topk", json!(1.01), "recipe.attention.topk", "at most 1"),
-        ("/recipe/attention/keep_blocks", json!(0), "recipe.attention.keep_blocks", "1 to 13"),
-        ("/recipe/attention/keep_blocks", json!(14), "recipe.attention.keep_blocks", "1 to 13"),
+        ("/videos/0/keep_blocks", json!(0), "videos[0].keep_blocks", "1 to 13"),
+        ("/videos/0/keep_blocks", json!(14), "videos[0].keep_blocks", "1 to 13"),
         ("/recipe/attention/block_k", json!(0), "recipe.attention.block_k", "positive"),
         ("/sampling/steps", json!(5), "sampling.steps", "1 to 4"),
         ("/sampling/sigma_max", json!(-1.0), "sampling.sigma_max", "positive"),
@@ -180,7 +190,7 @@ fn values_out_of_range_name_the_field() {
         ("/tokenizer/entry", json!("t.json"), "tokenizer.entry", "path of an entry"),
         ("/stages/1/graph", json!("graphs/none.onnx"), "stages[1].graph", "path of an entry"),
         ("/stages/1/weights/0", json!("weights/none"), "stages[1].weights[0]", "path of an entry"),
-        ("/stages/1/name", json!("text_encoder"), "stages[1].name", "not in use"),
+        ("/stages/1/name", json!("text_encoder"), "stages[1].name", "no other stage of the same video"),
         ("/stages/1/outputs", json!([]), "stages[1].outputs", "at least one"),
         ("/stages/1/inputs/1/name", json!("x"), "stages[1].inputs[1].name", "not in use"),
         ("/stages/1/inputs/0", tensor(&[1, 0]), "stages[1].inputs[0].shape", "positive dimensions"),
@@ -211,9 +221,117 @@ fn values_out_of_range_name_the_field() {
             other => panic!("{pointer} = {value}: {other:?}"),
         }
     }
-    let video = changed("/video/frames", Some(json!(1)));
+    let video = changed("/videos/0/frames", Some(json!(1)));
     let text = parse_manifest(&video).unwrap_err().to_string();
-    assert_eq!(text, "manifest.json, video.latent: expected [2, 1, 14, 26], found [2, 9, 14, 26]");
+    assert_eq!(text, "manifest.json, videos[0].latent: expected [2, 1, 14, 26], found [2, 9, 14, 26]");
+}
+
+/// The sample with a second video of one frame, for which it has transformers and a decoder of its own.
+fn two_videos() -> Value {
+    let mut manifest = sample();
+    let mut short = manifest["videos"][0].clone();
+    short["frames"] = json!(1);
+    short["latent"][1] = json!(1);
+    short["tokens"] = json!(91);
+    short["keep_blocks"] = json!(1);
+    manifest["videos"].as_array_mut().unwrap().push(short);
+    let stages = manifest["stages"].as_array_mut().unwrap();
+    for mut stage in stages.split_off(1) {
+        for video in [0, 1] {
+            stage["video"] = json!(video);
+            stages.push(stage.clone());
+        }
+    }
+    manifest
+}
+
+fn check(manifest: &Value) -> Result<Manifest> {
+    parse_manifest(&serde_json::to_vec(manifest).unwrap())
+}
+
+#[test]
+fn stages_are_looked_up_for_a_video() {
+    let given = two_videos();
+    let manifest = check(&given).unwrap();
+    let again = serde_json::to_vec(&manifest).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&again).unwrap(), given, "no field is added or lost");
+    for video in [0, 1] {
+        let of = |name| manifest.stage(name, video).unwrap().video;
+        assert_eq!(of("text_encoder"), None);
+        assert_eq!(of("dit_low"), Some(video as u32));
+    }
+    assert_eq!(manifest.stage("dit_low", 2), None);
+    let find = |size, frames| manifest.find_video(size, frames).map(|(index, video)| (index, video.frames));
+    assert_eq!(find(None, None), Some((0, 33)));
+    assert_eq!(find(Some((208, 112)), None), Some((0, 33)));
+    assert_eq!(find(None, Some(1)), Some((1, 1)));
+    assert_eq!(find(Some((112, 208)), Some(1)), None);
+    assert_eq!(find(None, Some(5)), None);
+}
+
+#[test]
+fn videos_and_their_stages_are_held_against_one_another() {
+    type Change = fn(&mut Value);
+    let cases: [(Change, &str, &str); 12] = [
+        (|m| m["videos"] = json!([]), "videos", "at least one"),
+        (|m| m["videos"][1] = m["videos"][0].clone(), "videos[1]", "no video before it has"),
+        (|m| m["videos"][1]["tokens"] = json!(819), "videos[1].tokens", "91"),
+        (|m| m["videos"][1]["keep_blocks"] = json!(3), "videos[1].keep_blocks", "1 to 2"),
+        (|m| m["videos"][1]["keep_blocks"] = json!(null), "videos[1].keep_blocks", "1 to 2"),
+        (|m| m["recipe"]["attention"] = json!({"kind": "dense"}), "videos[0].keep_blocks", "not sparse"),
+        (|m| m["stages"][2]["video"] = json!(2), "stages[2].video", "one of 2 videos"),
+        (|m| m["stages"][2]["video"] = json!(0), "stages[2].name", "no other stage of the same video"),
+        (|m| m["stages"][2]["video"] = json!(null), "stages[2].name", "no other stage of the same video"),
+        (|m| m["stages"][1]["video"] = json!(null), "stages[2].name", "no other stage of the same video"),
+        (
+            |m| m["stages"][1]["name"] = json!("other"),
+            "experts.high.step",
+            "the name of a stage that serves videos[0]",
+        ),
+        (
+            |m| m["stages"][4]["name"] = json!("other"),
+            "experts.low.step",
+            "the name of a stage that serves videos[1]",
+        ),
+    ];
+    for (change, field, expected) in cases {
+        let mut manifest = two_videos();
+        change(&mut manifest);
+        match check(&manifest) {
+            Err(Error::Manifest { field: found, expected: text, .. }) => {
+                assert_eq!(found, field, "{text}");
+                assert!(text.contains(expected), "{field}: {text}");
+            }
+            other => panic!("{field}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn states_are_shared_by_the_stages_of_one_video() {
+    // The decoders are stages 5 and 6, the first chunk's, and 7 and 8, each of video 0 and 1.
+    let shaped = |stages: &[usize]| {
+        let mut manifest = two_videos();
+        for &stage in stages {
+            manifest["stages"][stage]["state"][0]["shape"] = json!([7]);
+        }
+        check(&manifest).map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(shaped(&[6, 8]), Ok(()));
+    assert!(shaped(&[8]).unwrap_err().contains("stages[8].state[0]"));
+    // One stage for both videos, before and after those for one.
+    for moved in [5, 8] {
+        let mut manifest = two_videos();
+        manifest["stages"][moved]["video"] = json!(null);
+        manifest["stages"][moved]["name"] = json!("both");
+        assert!(check(&manifest).is_ok());
+        manifest["stages"][6]["state"][0]["shape"] = json!([7]);
+        let text = check(&manifest).unwrap_err().to_string();
+        assert!(
+            text.contains(if moved == 5 { "stages[6].state[0]" } else { "stages[8].state[0]" }),
+            "{text}"
+        );
+    }
 }
 
 /// The backend of plans, with one field replaced.
@@ -236,7 +354,8 @@ fn plans_name_their_gpu_and_graphs_none() {
     let gpu = manifest.backend.gpu.as_ref().unwrap();
     assert_eq!((gpu.compute_capability, gpu.tensorrt.as_str()), ([9, 0], "10.13.2"));
     assert_eq!(manifest.stages[0].activation_bytes, Some(7));
-    assert_eq!(serde_json::to_value(&manifest).unwrap(), plans, "no field is added or lost");
+    let again = serde_json::to_vec(&manifest).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&again).unwrap(), plans, "no field is added or lost");
 
     let without = json!({"kind": "tensorrt", "min_version": "10.13"});
     let on_cpu = json!({"kind": "onnxruntime-cpu", "min_version": "1.22", "gpu": backend["gpu"]});
@@ -278,9 +397,9 @@ fn numbers_that_json_cannot_hold_are_refused_before_they_are_written() {
     let sample = parse_manifest(SAMPLE.as_bytes()).unwrap();
     for bad in [f32::NAN, f32::INFINITY] {
         let mut manifest = sample.clone();
-        manifest.video.latent_mean[1] = bad;
+        manifest.videos[0].latent_mean[1] = bad;
         let text = manifest.check().unwrap_err().to_string();
-        assert!(text.contains("video.latent_mean: expected finite numbers"), "{text}");
+        assert!(text.contains("videos[0].latent_mean: expected finite numbers"), "{text}");
         let mut manifest = sample.clone();
         manifest.sampling.sigma_max = bad.into();
         assert!(manifest.check().unwrap_err().to_string().contains("sampling.sigma_max"));
@@ -290,14 +409,14 @@ fn numbers_that_json_cannot_hold_are_refused_before_they_are_written() {
 #[test]
 fn the_largest_numbers_do_not_overflow() {
     let mut manifest = sample();
-    manifest["video"] = json!({
+    manifest["videos"][0] = json!({
         "width": 4_294_967_280u32, "height": 4_294_967_280u32, "frames": 4_294_967_293u32, "fps": 1,
         "vae_stride": [4, 8, 8], "latent": [u32::MAX, 1_073_741_824u32, 536_870_910u32, 536_870_910u32],
         "tokens": 1, "latent_mean": [], "latent_std": []
     });
     manifest["model"]["out_channels"] = json!(u32::MAX);
     let text = parse_manifest(&serde_json::to_vec(&manifest).unwrap()).unwrap_err().to_string();
-    assert!(text.contains("video.latent.shape: expected a tensor of at most 1 TiB"), "{text}");
+    assert!(text.contains("videos[0].latent.shape: expected a tensor of at most 1 TiB"), "{text}");
 }
 
 #[test]

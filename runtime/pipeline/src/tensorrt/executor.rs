@@ -43,7 +43,7 @@ struct Latent {
 
 impl<'a> TensorRt<'a> {
     pub(crate) fn new(device: &'a Device, run: &Run<'_>) -> Result<Self, RunError> {
-        let memory = Memory::reserve(device, run.manifest())?;
+        let memory = Memory::reserve(device, run.manifest(), run.index())?;
         Ok(TensorRt { device, memory, stream: Stream::new(device.shim())? })
     }
 
@@ -51,8 +51,7 @@ impl<'a> TensorRt<'a> {
         run.check()?;
         run.events.begin(&format!("loading {name}"), None);
         let file = run.file;
-        let found = file.manifest().stage(name);
-        let found = found.ok_or_else(|| RunError::Inconsistent(format!("there is no stage `{name}`")))?;
+        let found = run.stage(name)?;
         let plan = file.bytes(&found.graph)?;
         let weights = found.weights.iter().map(|path| file.bytes(path)).collect::<Result<Vec<_>, _>>()?;
         let mut stage = Stage::load(self.device, name, plan, &weights, &found.state, &self.stream)?;
@@ -140,7 +139,7 @@ impl Executor for TensorRt<'_> {
         pixels: Vec<f32>,
         put: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), RunError> {
-        let frames = run.manifest().video.latent[1] as usize;
+        let frames = run.video().latent[1] as usize;
         let mut state = Buffers::new();
         for (name, chunks) in [("vae_encoder_first", 0..1), ("vae_encoder", 1..frames)] {
             if chunks.is_empty() {
@@ -170,10 +169,9 @@ impl Executor for TensorRt<'_> {
         work: &Denoise<'_>,
         noise: &mut dyn NoiseSource,
     ) -> Result<Vec<f32>, RunError> {
-        let manifest = run.manifest();
         let schedule = work.schedule;
         let shim = self.device.shim();
-        let elements: usize = manifest.video.latent.iter().map(|&d| d as usize).product();
+        let elements: usize = run.video().latent.iter().map(|&d| d as usize).product();
         let latent = Latent {
             x: DeviceBuffer::new(shim, elements * size_of::<f64>())?,
             noise: DeviceBuffer::new(shim, elements * size_of::<f32>())?,
@@ -187,7 +185,7 @@ impl Executor for TensorRt<'_> {
         let mut current: Option<(Expert, Steps)> = None;
         for step in 0..steps {
             run.check()?;
-            let expert = schedule.expert(step, manifest.sampling.boundary);
+            let expert = schedule.expert(step, run.manifest().sampling.boundary);
             let mut now = match current.take() {
                 Some((loaded, now)) if loaded == expert => now,
                 other => {
@@ -224,7 +222,7 @@ impl Executor for TensorRt<'_> {
         latent: &[f32],
         frame: &mut dyn FnMut(Frame) -> Result<(), RunError>,
     ) -> Result<usize, RunError> {
-        let video = &run.manifest().video;
+        let video = run.video();
         let shape = video.latent.map(|d| d as usize);
         let (width, height) = (video.width as usize, video.height as usize);
         let count = shape[1];

@@ -157,11 +157,11 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Checks that every stage fits into what is free and allocates the arena.
-    fn reserve(device: &Device, manifest: &Manifest) -> Result<Memory, RunError> {
+    /// Checks that every stage of the video fits into what is free and allocates the arena.
+    fn reserve(device: &Device, manifest: &Manifest, video: usize) -> Result<Memory, RunError> {
         let info = device.shim().memory()?;
-        fits(manifest, info)?;
-        let largest = arena_bytes(manifest);
+        fits(manifest, video, info)?;
+        let largest = arena_bytes(manifest, video);
         let arena = DeviceBuffer::new(device.shim(), usize::try_from(largest).unwrap_or(usize::MAX))?;
         Ok(Memory { arena, free_before: info.free, peak: 0 })
     }
@@ -182,20 +182,36 @@ impl Memory {
     }
 }
 
-/// Size of the arena.
-fn arena_bytes(manifest: &Manifest) -> u64 {
-    manifest.stages.iter().filter_map(|stage| stage.activation_bytes).max().unwrap_or(0)
+/// The stages that a video needs.
+fn stages(manifest: &Manifest, video: usize) -> impl Iterator<Item = &turbo_engine_file::Stage> {
+    manifest.stages.iter().filter(move |stage| stage.serves(video))
 }
 
-/// An error when a stage needs more than is free, with what would fit.
-fn fits(manifest: &Manifest, memory: MemoryInfo) -> Result<(), RunError> {
-    let arena = arena_bytes(manifest);
-    // The arena is there in every stage; the rest of a stage's peak are its weights and buffers.
+/// Size of the arena.
+fn arena_bytes(manifest: &Manifest, video: usize) -> u64 {
+    stages(manifest, video).filter_map(|stage| stage.activation_bytes).max().unwrap_or(0)
+}
+
+/// The stage that needs most at its peak, and how much of that is not the arena: its weights and buffers.
+fn largest(manifest: &Manifest, video: usize) -> Option<(&turbo_engine_file::Stage, u64)> {
+    // The arena is there in every stage, so what else it needs decides.
     let own = |stage: &turbo_engine_file::Stage| {
         Some(stage.peak_memory_bytes?.saturating_sub(stage.activation_bytes.unwrap_or(0)))
     };
-    let stages = manifest.stages.iter().filter_map(|stage| Some((stage, own(stage)?)));
-    let Some((stage, weights)) = stages.max_by_key(|&(_, own)| own) else { return Ok(()) };
+    stages(manifest, video).filter_map(|stage| Some((stage, own(stage)?))).max_by_key(|&(_, own)| own)
+}
+
+/// Most memory that a video needs at once, where it was measured.
+fn peak_bytes(manifest: &Manifest, video: usize) -> Option<u64> {
+    Some(largest(manifest, video)?.1.saturating_add(arena_bytes(manifest, video)))
+}
+
+/// An error when a stage of the video needs more than is free, with what would fit.
+fn fits(manifest: &Manifest, video: usize, memory: MemoryInfo) -> Result<(), RunError> {
+    let (Some((stage, weights)), Some(shape)) = (largest(manifest, video), manifest.videos.get(video)) else {
+        return Ok(());
+    };
+    let arena = arena_bytes(manifest, video);
     let peak = weights.saturating_add(arena);
     if peak <= memory.free {
         return Ok(());
@@ -210,25 +226,33 @@ fn fits(manifest: &Manifest, memory: MemoryInfo) -> Result<(), RunError> {
     );
     // Weights stay, the arena grows with the number of tokens.
     let share = memory.free.saturating_sub(weights) as f64 / arena.max(1) as f64;
-    let video = &manifest.video;
-    let latents = (f64::from(video.latent[1]) * share) as u32;
-    let hint = if peak <= memory.total {
+    let latents = (f64::from(shape.latent[1]) * share) as u32;
+    let mut hint = if peak <= memory.total {
         "close what else uses this GPU: nvidia-smi lists it".to_string()
     } else if weights >= memory.free {
         format!("its weights alone take {:.2} GiB: use a GPU with more memory", gib(weights))
     } else if latents == 0 {
         format!(
             "one frame of {}x{} is too large already: compile with a smaller --size, or use a GPU with more memory",
-            video.width, video.height
+            shape.width, shape.height
         )
     } else {
         format!(
             "about --size {}x{} --frames {} would fit: compile it so, or use a GPU with more memory",
-            video.width,
-            video.height,
-            (latents - 1) * video.vae_stride[0] + 1
+            shape.width,
+            shape.height,
+            (latents - 1) * shape.vae_stride[0] + 1
         )
     };
+    let others = manifest.videos.iter().enumerate();
+    let fitting =
+        others.filter(|&(other, _)| peak_bytes(manifest, other).is_some_and(|peak| peak <= memory.free));
+    if let Some((_, best)) = fitting.max_by_key(|(_, other)| other.tokens) {
+        hint = format!(
+            "--size {}x{} --frames {} of this engine file fits; otherwise {hint}",
+            best.width, best.height, best.frames
+        );
+    }
     Err(RunError::Machine { what, hint })
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use bytemuck::{AnyBitPattern, NoUninit};
 use safetensors::SafeTensors;
 use turbo_engine_file::State;
-use turbo_trt::{Context, DeviceBuffer, Error, Stream, TensorInfo};
+use turbo_trt::{Context, DeviceBuffer, Engine, Error, Stream, TensorInfo};
 
 use super::Device;
 use crate::RunError;
@@ -41,14 +41,10 @@ impl Stage {
     ) -> Result<Stage, RunError> {
         let mut engine = device.runtime().deserialize(plan)?;
         if engine.is_refittable() {
-            let stored = tensors(weights)?;
-            let mut refit = engine.refit()?;
-            for weight in refit.weights()? {
-                if let Some(bytes) = stored.get(weight.name.as_str()) {
-                    refit.set(&weight.name, weight.dtype, bytes)?;
-                }
-            }
-            refit.run()?;
+            fill(&mut engine, &tensors(weights)?).map_err(|error| {
+                let what = "its plan and its weights do not belong together";
+                RunError::Inconsistent(format!("stage `{name}`: {what}: {error}"))
+            })?;
         }
         let mut stage = Stage {
             name: name.to_string(),
@@ -194,6 +190,17 @@ impl Stage {
         let outputs = self.tensors.iter().filter(|tensor| !tensor.is_input);
         outputs.filter_map(|t| Some((t.name.clone(), self.buffers.remove(&t.name)?))).collect()
     }
+}
+
+/// Puts weights into an engine.
+fn fill(engine: &mut Engine, stored: &HashMap<String, &[u8]>) -> Result<(), Error> {
+    let mut refit = engine.refit()?;
+    for weight in refit.weights()? {
+        if let Some(bytes) = stored.get(weight.name.as_str()) {
+            refit.set(&weight.name, weight.dtype, bytes)?;
+        }
+    }
+    refit.run()
 }
 
 /// The tensors of safetensors files, by name.

@@ -81,25 +81,26 @@ fn a_driver_that_is_too_old_is_refused() {
 }
 
 /// A manifest whose stages need so many GiB at their peak, and of these so many for what they compute on the way.
-fn stages(needs: &[(u64, u64)]) -> Manifest {
+fn made(needs: &[(u64, u64)]) -> Manifest {
     let sample = include_bytes!("../../../engine-file/tests/sample.json");
     let mut manifest = turbo_engine_file::parse_manifest(sample).unwrap();
     let one = manifest.stages[0].clone();
     let stage = |(i, &(peak, activation)): (usize, &(u64, u64))| turbo_engine_file::Stage {
         name: format!("stage_{i}"),
+        video: None,
         peak_memory_bytes: Some(peak * GIB),
         activation_bytes: Some(activation * GIB),
         ..one.clone()
     };
     manifest.stages = needs.iter().enumerate().map(stage).collect();
-    assert_eq!((manifest.video.latent[1], manifest.video.vae_stride[0]), (9, 4));
+    assert_eq!((manifest.videos[0].latent[1], manifest.videos[0].vae_stride[0]), (9, 4));
     manifest
 }
 
 /// What is said with so many GiB; empty if it fits.
 fn refusal(needs: &[(u64, u64)], free: u64, total: u64) -> String {
     let memory = MemoryInfo { free: free * GIB, total: total * GIB };
-    fits(&stages(needs), memory).err().map_or_else(String::new, |error| {
+    fits(&made(needs), 0, memory).err().map_or_else(String::new, |error| {
         assert!(matches!(error, RunError::Machine { .. }), "{error:?}");
         error.to_string()
     })
@@ -109,9 +110,9 @@ fn refusal(needs: &[(u64, u64)], free: u64, total: u64) -> String {
 fn what_fits_is_let_through() {
     assert_eq!(refusal(&[(28, 18)], 28, 80), "");
     assert_eq!(refusal(&[], 0, 80), "");
-    let mut unmeasured = stages(&[(28, 18)]);
+    let mut unmeasured = made(&[(28, 18)]);
     unmeasured.stages[0].peak_memory_bytes = None;
-    assert!(fits(&unmeasured, MemoryInfo { free: 1, total: 1 }).is_ok());
+    assert!(fits(&unmeasured, 0, MemoryInfo { free: 1, total: 1 }).is_ok());
 }
 
 #[test]
@@ -159,4 +160,41 @@ fn frames_that_would_fit_are_suggested() {
     }
     let text = refusal(&[(28, 18)], 11, 27);
     assert!(text.contains("hint: one frame of 208x112 is too large already"), "{text}");
+}
+
+#[test]
+fn only_the_stages_of_the_video_count_and_one_that_fits_is_named() {
+    let mut manifest = made(&[(8, 2), (28, 18), (12, 6)]);
+    let mut shape = manifest.videos[0].clone();
+    (shape.frames, shape.latent[1], shape.tokens) = (9, 3, 273);
+    manifest.videos.push(shape.clone());
+    manifest.videos.push(turbo_engine_file::Video { frames: 1, tokens: 91, ..shape });
+    // The first serves all three, the second the first video, the third the second one.
+    (manifest.stages[1].video, manifest.stages[2].video) = (Some(0), Some(1));
+    assert_eq!([0, 1, 2].map(|video| arena_bytes(&manifest, video) / GIB), [18, 6, 2]);
+    assert_eq!([0, 1, 2].map(|video| peak_bytes(&manifest, video).unwrap() / GIB), [28, 12, 8]);
+    let said = |video, free, total| {
+        let memory = MemoryInfo { free: free * GIB, total: total * GIB };
+        fits(&manifest, video, memory).err().map_or_else(String::new, |error| error.to_string())
+    };
+    assert_eq!(said(1, 12, 12), "");
+    assert_eq!(said(2, 8, 12), "");
+    let hint = |video, free, total| {
+        let text = said(video, free, total);
+        text.split_once("hint: ").unwrap().1.to_string()
+    };
+    assert_eq!(
+        hint(0, 20, 24),
+        "--size 208x112 --frames 9 of this engine file fits; otherwise about --size 208x112 --frames 17 would fit: \
+         compile it so, or use a GPU with more memory"
+    );
+    assert_eq!(
+        hint(0, 20, 80),
+        "--size 208x112 --frames 9 of this engine file fits; otherwise close what else uses this GPU: nvidia-smi \
+         lists it"
+    );
+    assert!(
+        hint(1, 11, 11).starts_with("--size 208x112 --frames 1 of this engine file fits; otherwise about")
+    );
+    assert!(!hint(2, 7, 7).contains("of this engine file"));
 }

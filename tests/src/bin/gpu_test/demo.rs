@@ -4,35 +4,41 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use turbo_compile::choices::Target;
 use turbo_compile::{Choices, NoProgress, compile};
 use turbo_engine_file::EngineFile;
 use turbo_pipeline::tensorrt::{Device, Stage};
 use turbo_pipeline::{Engine, Events, Precision, Request, RunError, backend};
 use turbo_sampler::NoiseKind;
-use turbo_tests::demo::{Captions, folder, generate, psnr};
-use turbo_trt::Stream;
+use turbo_tests::demo::{Captions, folder, generate, generate_video, psnr};
+use turbo_trt::{DeviceBuffer, Stream};
 
 use crate::Cli;
 use crate::report::Report;
 
+/// Numbers of frames of the engine files; the first is the demo's own.
+const FRAMES: usize = 33;
+const FEWER: usize = 17;
 /// Captions whose videos are compared.
 const CAPTIONS: usize = 4;
 /// Least PSNR of the GPU's video against the CPU's, in dB, and most difference of their PSNR against the truth.
 const SAME: f64 = 35.0;
 const NEAR: f64 = 0.3;
+/// Bytes that are left free where a run must find too little.
+const LEFT: usize = 24 << 20;
 
-pub fn run(cli: &Cli, report: &mut Report) -> Result<()> {
-    let place = tempfile::tempdir()?;
-    let (cpu, gpu) = (place.path().join("cpu.plan"), place.path().join("gpu.plan"));
+/// Checks with engine files in `place`.
+pub fn run(cli: &Cli, report: &mut Report, place: &Path) -> Result<()> {
+    let (cpu, gpu) = (place.join("cpu.plan"), place.join("gpu.plan"));
     let choices = |output: &Path, target| Choices {
         model: Some(folder()),
         target: Some(target),
         tensorrt: cli.tensorrt.clone(),
         gpu_libraries: cli.gpu_libraries.clone(),
-        build_cache: Some(place.path().join("cache")),
+        build_cache: Some(place.join("cache")),
         effort: Some(1),
+        frames: vec![FRAMES, FEWER],
         output: Some(output.to_path_buf()),
         ..Choices::default()
     };
@@ -43,6 +49,7 @@ pub fn run(cli: &Cli, report: &mut Report) -> Result<()> {
     report.figure("demo", "compile again, plans from the cache", again.total_seconds, "s");
 
     let open = || Device::open(cli.gpu_libraries.as_deref(), cli.tensorrt.as_deref());
+    let device = open()?;
     let on_gpu = Engine::new(EngineFile::open(&gpu)?, open()?)?;
     let on_cpu = Engine::new(EngineFile::open(&cpu)?, backend::init(None, None)?)?;
     let captions = Captions::read()?;
@@ -56,11 +63,29 @@ pub fn run(cli: &Cli, report: &mut Report) -> Result<()> {
         let apart = (psnr(&a, &truth) - psnr(&b, &truth)).abs();
         report.case("demo", &format!("dB to the truth, apart: {prompt}"), NEAR, || Ok(apart));
     }
+    report.case("demo", "35 dB over it: the other number of frames", 1.0, || {
+        let other = |engine| generate_video(engine, 1, "A red circle.", 4);
+        let (a, b) = (other(&on_cpu)?, other(&on_gpu)?);
+        ensure!(b.len() == FEWER, "{} frames", b.len());
+        Ok(SAME / psnr(&a, &b))
+    });
     report.case("demo", "the same seed gives the same video again", 0.0, || {
         let (a, b) = (generate(&on_gpu, "A red circle.", 4)?, generate(&on_gpu, "A red circle.", 4)?);
         Ok(if a.iter().zip(&b).all(|(a, b)| a.rgb == b.rgb) { 0.0 } else { 1.0 })
     });
     report.case("demo", "cancelled within a step", 0.0, || cancelled(&on_gpu));
+    report.case("demo", "a run that finds no memory says so and the next one works", 0.0, || {
+        let shim = device.library().shim();
+        let free = usize::try_from(shim.memory()?.free)?;
+        let taken = DeviceBuffer::new(shim, free.saturating_sub(LEFT))?;
+        match generate(&on_gpu, "A red circle.", 1) {
+            Err(error) if format!("{error:#}").contains("GPU memory") => println!("    {error:#}"),
+            Err(error) => bail!("{error:#}"),
+            Ok(_) => bail!("it ran in {LEFT} bytes"),
+        }
+        drop(taken);
+        generate(&on_gpu, "A red circle.", 1).map(|_| 0.0)
+    });
     report.case("demo", "a plan without its weights names one", 0.0, || {
         refused(&open()?, &EngineFile::open(&gpu)?, None, "weight")
     });
@@ -101,6 +126,7 @@ impl Events for Stop {
 fn cancelled(engine: &Engine) -> Result<f64> {
     let mut events = Stop { flag: Arc::default(), steps: 0 };
     let request = Request {
+        video: 0,
         prompt: "A red circle.".to_string(),
         image: None,
         seed: 0,
@@ -120,7 +146,7 @@ fn cancelled(engine: &Engine) -> Result<f64> {
 
 /// Loads the transformer's plan with other weights than its own, which must fail with a text that has `word` in it.
 fn refused(device: &Device, file: &EngineFile, weights: Option<&str>, word: &str) -> Result<f64> {
-    let stage = file.manifest().stage("dit").context("no stage dit")?;
+    let stage = file.manifest().stage("dit", 0).context("no stage dit")?;
     let weights = weights.iter().map(|entry| file.bytes(entry)).collect::<Result<Vec<_>, _>>()?;
     let stream = Stream::new(device.library().shim())?;
     match Stage::load(device, "dit", file.bytes(&stage.graph)?, &weights, &[], &stream) {

@@ -3,6 +3,7 @@
 //! It needs the files under `target/`, a folder with TensorRT's libraries and the golden vectors; no network, no
 //! compilers. `tests/gpu/README.md` says how to carry it to a GPU machine.
 
+mod commands;
 mod demo;
 mod golden;
 mod networks;
@@ -10,6 +11,7 @@ mod ops;
 mod report;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
@@ -28,12 +30,18 @@ struct Cli {
     /// Golden vectors: their folder, with the set from the reference's GPU kernels in its subfolder gpu
     #[arg(long)]
     golden: Option<PathBuf>,
-    /// Compile the demo checkpoint for both backends and compare their videos
+    /// Compile the demo checkpoint for both backends, compare their videos, and try the commands with it
     #[arg(long)]
     demo: bool,
     /// Networks of the real shapes with random weights, such as 1.3b-480p-w8a8
     #[arg(long, value_delimiter = ',')]
     networks: Vec<String>,
+    /// Folder that keeps the networks' weights and plans for the next call
+    #[arg(long)]
+    scratch: Option<PathBuf>,
+    /// Build the networks without running them
+    #[arg(long)]
+    only_build: bool,
     /// Leave the ops out
     #[arg(long)]
     no_ops: bool,
@@ -42,38 +50,30 @@ struct Cli {
     json: Option<PathBuf>,
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     let gpu = Gpu::open(cli.gpu_libraries.as_deref(), cli.tensorrt.as_deref())?;
-    let found = gpu.device.gpu();
-    let mut report = Report {
-        gpu: found.name.clone(),
-        compute_capability: found.compute_capability,
-        tensorrt: gpu.device.library().version().to_string(),
-        cuda_driver: gpu.device.library().shim().driver_version()?,
-        version: env!("CARGO_PKG_VERSION"),
-        rows: Vec::new(),
-        figures: Vec::new(),
-    };
-    println!("{}, TensorRT {}, driver for CUDA {:?}", report.gpu, report.tensorrt, report.cuda_driver);
+    let mut report = Report::new(&gpu.device, cli.json.as_deref())?;
     if !cli.no_ops {
         ops::run(&gpu, &mut report);
     }
     if let Some(folder) = &cli.golden {
         golden::run(&gpu, &cli, &mut report, folder);
     }
+    let temporary = tempfile::tempdir()?;
+    let scratch = cli.scratch.as_deref().unwrap_or(temporary.path()).canonicalize()?;
     for name in &cli.networks {
-        networks::run(&gpu, &mut report, name);
+        networks::run(&gpu, &mut report, name, &scratch, cli.only_build);
     }
     if cli.demo {
-        demo::run(&cli, &mut report)?;
+        let place = tempfile::tempdir()?;
+        let all = demo::run(&cli, &mut report, place.path())
+            .and_then(|()| commands::run(&cli, &mut report, place.path()));
+        report.case("demo", "all of it was tried", 0.0, || all.map(|()| 0.0));
     }
-    let failed = report.rows.iter().filter(|row| !row.problem.is_empty()).count();
-    println!("{} passed, {failed} failed", report.rows.len() - failed);
-    if let Some(path) = cli.json {
-        std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
-    }
-    std::process::exit(i32::from(failed > 0));
+    let (cases, failed) = report.count();
+    println!("{} passed, {failed} failed", cases - failed);
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn wide(values: &[f32]) -> Vec<f64> {

@@ -2,7 +2,9 @@
 //!
 //! Random weights say nothing about accuracy, so one block of each width is compared with the CPU kernels instead.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -21,10 +23,14 @@ use turbo_trt::{DeviceBuffer, Stream};
 use crate::report::Report;
 use crate::wide;
 
-/// Runs of a forward that are timed, after two that are not.
+/// Runs of a forward that are timed, after one that is not; fewer once they take so many milliseconds.
 const RUNS: usize = 5;
-/// Most seconds to load and refit the smaller network's plan.
+const ENOUGH: f32 = 3000.0;
+/// How long TensorRT looks for fast kernels, as turbo-compile has it.
+const LEVEL: u8 = 3;
+/// Most seconds to load and refit the smaller network's plan, and host memory of it as a multiple of the weights.
 const REFIT: f64 = 2.0;
+const REFIT_MEMORY: f64 = 1.1;
 
 /// Any tensor that a graph asks for, in the form in which a checkpoint of this recipe has it.
 struct Any {
@@ -65,12 +71,15 @@ impl Weights for Any {
     }
 }
 
-/// A named network: `1.3b-480p-w8a8`, `14b-720p-bf16`; `-block` for one block against the CPU.
+/// A named network: `1.3b-480p-w8a8` (W8A8 linears and SageSLA), `14b-720p-bf16` (bf16 linears and dense attention),
+/// `14b-720p-sagesla` (bf16 linears and SageSLA); `-block` for one block against the CPU.
 struct Network {
     config: Config,
     recipe: Recipe,
     size: LatentSize,
     block: bool,
+    /// Name of what all sizes share.
+    weights: String,
 }
 
 impl Network {
@@ -90,7 +99,7 @@ impl Network {
         let recipe = match parts.next()? {
             "w8a8" => Recipe::default(),
             "bf16" => Recipe { attention: Attention::Dense, linear: Linear::Bf16, ..Recipe::default() },
-            "sagebf16" => Recipe { linear: Linear::Bf16, ..Recipe::default() },
+            "sagesla" => Recipe { linear: Linear::Bf16, ..Recipe::default() },
             _ => return None,
         };
         let block = parts.next() == Some("block");
@@ -108,7 +117,13 @@ impl Network {
             has_proj_l: true,
             quantized: false,
         };
-        Some(Network { config, recipe, size: LatentSize { frames, height, width }, block })
+        let weights = format!("{}-{}", name.split('-').next()?, name.split('-').nth(2)?);
+        Some(Network { config, recipe, size: LatentSize { frames, height, width }, block, weights })
+    }
+
+    /// Whether a plan with all its weights is built too, for its size.
+    fn small(&self) -> bool {
+        self.config.dim < 2048 && self.size.height < 90
     }
 
     fn graph(&self, weights: &Any, compute: DType) -> Result<Graph> {
@@ -120,68 +135,108 @@ impl Network {
     }
 }
 
-pub fn run(gpu: &Gpu, report: &mut Report, name: &str) {
+/// Builds, and runs unless only plans are wanted. `scratch` keeps weights and plans, so that a later call goes on.
+pub fn run(gpu: &Gpu, report: &mut Report, name: &str, scratch: &Path, only_build: bool) {
     let result = match Network::named(name) {
         None => Err(anyhow::anyhow!("there is no network of this name")),
-        Some(network) if network.block => block(gpu, report, name, &network),
-        Some(network) => whole(gpu, report, name, &network),
+        Some(network) if network.block => block(gpu, report, name, &network, scratch),
+        Some(network) => plan(gpu, report, name, &network, scratch).and_then(|files| match only_build {
+            true => Ok(()),
+            false => whole(gpu, report, name, &files),
+        }),
     };
-    report.case("network", &format!("{name} runs"), 0.0, || result.map(|()| 0.0));
+    let what = if only_build { "builds" } else { "runs" };
+    report.case("network", &format!("{name} {what}"), 0.0, || result.map(|()| 0.0));
 }
 
-/// Builds, refits and runs a whole denoiser.
-fn whole(gpu: &Gpu, report: &mut Report, name: &str, network: &Network) -> Result<()> {
+/// What a network needs to be loaded.
+struct Files {
+    plan: Vec<u8>,
+    weights: PathBuf,
+    constants: Vec<u8>,
+}
+
+/// Builds a whole denoiser, or takes its plan from `scratch`.
+fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: &Path) -> Result<Files> {
     let any = Any { config: network.config.clone() };
     let graph = network.graph(&any, ACTIVATION)?;
-    let weights = random(&graph)?;
-    report.figure("network", &format!("{name}: weights"), weights.len() as f64 / 1e6, "MB");
+    // The same for all sizes.
+    let weights = scratch.join(format!("{}.safetensors", network.weights));
+    if !weights.exists() {
+        random(&graph, &weights)?;
+    }
+    let constants = constants(&graph)?;
+    let kept = scratch.join(format!("{name}.plan"));
+    if let Ok(plan) = std::fs::read(&kept) {
+        return Ok(Files { plan, weights, constants });
+    }
+    report.figure(
+        "network",
+        &format!("{name}: weights"),
+        megabytes(std::fs::metadata(&weights)?.len()),
+        "MB",
+    );
+    forget_peak();
+    let before = memory("VmRSS:");
     let start = Instant::now();
-    let plan = gpu.plan(&graph, &weights, true)?;
+    let plan = gpu.plan(&graph, Some(&weights), true, LEVEL)?;
     report.figure("network", &format!("{name}: build, stripped"), start.elapsed().as_secs_f64(), "s");
-    report.figure("network", &format!("{name}: plan, stripped"), plan.len() as f64 / 1e6, "MB");
+    let peak = memory("VmHWM:").saturating_sub(before);
+    report.figure("network", &format!("{name}: host memory of the build"), megabytes(peak), "MB");
+    report.figure("network", &format!("{name}: plan, stripped"), megabytes(plan.len() as u64), "MB");
+    if network.small() {
+        let start = Instant::now();
+        let whole = gpu.plan(&graph, Some(&weights), false, LEVEL)?;
+        report.figure("network", &format!("{name}: build, whole"), start.elapsed().as_secs_f64(), "s");
+        report.figure("network", &format!("{name}: plan, whole"), megabytes(whole.len() as u64), "MB");
+    }
+    let part = kept.with_extension("part");
+    std::fs::write(&part, &plan).and_then(|()| std::fs::rename(&part, &kept))?;
+    Ok(Files { plan, weights, constants })
+}
 
+/// Loads, refits and runs a whole denoiser.
+fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()> {
     let shim = gpu.device.library().shim();
     let stream = Stream::new(shim)?;
-    let before = shim.memory()?.free;
-    let host = resident();
+    let gpu_before = shim.memory()?.free;
+    forget_peak();
+    let before = memory("VmRSS:");
     let start = Instant::now();
-    let constants = constants(&graph)?;
-    let mut stage = Stage::load(&gpu.device, name, &plan, &[&weights, &constants], &[], &stream)?;
+    let weights = map(&files.weights)?;
+    let mut stage = Stage::load(&gpu.device, name, &files.plan, &[&weights, &files.constants], &[], &stream)?;
     stream.synchronize()?;
     let loaded = start.elapsed().as_secs_f64();
+    let share = memory("VmHWM:").saturating_sub(before) as f64 / weights.len() as f64;
     report.figure("network", &format!("{name}: load and refit"), loaded, "s");
-    if let (Some(host), Some(now)) = (host, resident()) {
-        let share = now.saturating_sub(host) as f64 / weights.len() as f64;
-        report.figure("network", &format!("{name}: host memory of it over the weights"), share, "x");
-    }
+    report.figure("network", &format!("{name}: host memory of it over the weights"), share, "x");
     if name == "1.3b-480p-w8a8" {
         report.case("network", &format!("{name}: seconds to load and refit"), REFIT, || Ok(loaded));
+        report.case("network", &format!("{name}: host memory over the weights"), REFIT_MEMORY, || Ok(share));
     }
+    drop(weights);
     let arena = DeviceBuffer::new(shim, stage.memory())?;
     stage.work_in(&arena)?;
     fill(&stage, &stream)?;
-    for _ in 0..2 {
-        stage.enqueue(&stream)?;
-    }
-    stream.synchronize()?;
-    let mut times = Vec::new();
-    for _ in 0..RUNS {
+    let mut forward = || -> Result<f32> {
         let from = stream.record()?;
         stage.enqueue(&stream)?;
         let to = stream.record()?;
         to.synchronize()?;
-        times.push(to.milliseconds_since(&from)?);
+        Ok(to.milliseconds_since(&from)?)
+    };
+    forward()?;
+    let mut times = Vec::new();
+    while times.len() < RUNS && (times.is_empty() || times.iter().sum::<f32>() < ENOUGH) {
+        times.push(forward()?);
     }
     times.sort_by(f32::total_cmp);
-    report.figure("network", &format!("{name}: forward, median of {RUNS}"), f64::from(times[RUNS / 2]), "ms");
-    let used = before.saturating_sub(shim.memory()?.free);
-    report.figure("network", &format!("{name}: GPU memory"), used as f64 / f64::from(1 << 30), "GiB");
-    report.figure(
-        "network",
-        &format!("{name}: of which activations"),
-        stage.memory() as f64 / f64::from(1 << 30),
-        "GiB",
-    );
+    let median = f64::from(times[times.len() / 2]);
+    report.figure("network", &format!("{name}: forward, median of {}", times.len()), median, "ms");
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let used = gpu_before.saturating_sub(shim.memory()?.free);
+    report.figure("network", &format!("{name}: GPU memory"), gib(used), "GiB");
+    report.figure("network", &format!("{name}: of which activations"), gib(stage.memory() as u64), "GiB");
     let mut layers: BTreeMap<String, f64> = BTreeMap::new();
     for layer in stage.profile(&stream)? {
         *layers.entry(kind(&layer.layer)).or_default() += f64::from(layer.milliseconds);
@@ -194,6 +249,17 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, network: &Network) -> Resul
     Ok(())
 }
 
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// A file as it lies on disk.
+fn map(path: &Path) -> Result<memmap2::Mmap> {
+    let file = std::fs::File::open(path)?;
+    // SAFETY: this program wrote the file and does not change it.
+    Ok(unsafe { memmap2::Mmap::map(&file) }?)
+}
+
 /// The op of a layer: `TurboSla` of `blocks.3.self_attn.TurboSla#`, and TensorRT's own layers together.
 fn kind(layer: &str) -> String {
     match layer.find("Turbo") {
@@ -203,10 +269,12 @@ fn kind(layer: &str) -> String {
 }
 
 /// One block against the CPU kernels over the same weights.
-fn block(gpu: &Gpu, report: &mut Report, name: &str, network: &Network) -> Result<()> {
+fn block(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: &Path) -> Result<()> {
     let any = Any { config: network.config.clone() };
     let graph = network.graph(&any, ACTIVATION)?;
-    let weights = random(&graph)?;
+    let path = scratch.join(format!("{name}.safetensors"));
+    random(&graph, &path)?;
+    let weights = std::fs::read(&path)?;
     let mut inputs = inputs(&graph);
     let fed: Vec<(&str, &[f32])> = inputs.iter().map(|(name, v)| (name.as_str(), v.as_slice())).collect();
     let found = gpu.engine(&graph, &weights)?.run(&fed)?;
@@ -252,9 +320,10 @@ fn inputs(graph: &Graph) -> Vec<(String, Vec<f32>)> {
 /// Random inputs on the GPU: never zeros, which run faster.
 fn fill(stage: &Stage, stream: &Stream) -> Result<()> {
     let mut rng = Rng::new(11);
+    let pattern: Vec<f32> = (0..PATTERN).map(|_| rng.normal() as f32).collect();
     for tensor in stage.tensors().iter().filter(|tensor| tensor.is_input) {
         let count: usize = tensor.shape.iter().product();
-        let values = (0..count).map(|_| rng.normal() as f32);
+        let values = pattern.iter().copied().cycle().take(count);
         match tensor.bytes / count.max(1) {
             2 => {
                 let values: Vec<half::bf16> = values.map(half::bf16::from_f32).collect();
@@ -269,11 +338,41 @@ fn fill(stage: &Stage, stream: &Stream) -> Result<()> {
 /// Elements of a random pattern that a weight repeats: a prime, so that no two rows are alike.
 const PATTERN: usize = 65_521;
 
-/// Random weights of a graph as a safetensors file, of a size that keeps activations near one. All but scales are
-/// values of bf16.
-fn random(graph: &Graph) -> Result<Vec<u8>> {
+/// A tensor that repeats a pattern. It is written out only while it is stored: 28 GB of them are no rarity.
+struct Repeated {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    pattern: Vec<u8>,
+    bytes: usize,
+}
+
+impl safetensors::View for Repeated {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = Vec::with_capacity(self.bytes);
+        while bytes.len() < self.bytes {
+            bytes.extend_from_slice(&self.pattern[..self.pattern.len().min(self.bytes - bytes.len())]);
+        }
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Writes random weights of a graph to a safetensors file, of a size that keeps activations near one. All but scales
+/// are values of bf16.
+fn random(graph: &Graph, to: &Path) -> Result<()> {
     let mut rng = Rng::new(5);
-    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut tensors: Vec<(String, Repeated)> = Vec::new();
     for initializer in graph.initializers() {
         let Payload::Weight(name) = &initializer.payload else { continue };
         let shape = graph.shape(initializer.value).to_vec();
@@ -289,20 +388,18 @@ fn random(graph: &Graph) -> Result<Vec<u8>> {
             DType::I8 => (Dtype::I8, (0..count.min(PATTERN)).map(|_| rng.bits() as u8).collect()),
             DType::F32 if name.ends_with(".scale") => {
                 let scale = 1.0 / (74.0 * (columns * 128.0).sqrt());
-                (Dtype::F32, (0..count).flat_map(|_| scale.to_le_bytes()).collect())
+                (Dtype::F32, scale.to_le_bytes().to_vec())
             }
             DType::F32 if name.contains("norm") => (Dtype::F32, f32s(values(1.0, 0.1))),
             DType::F32 => (Dtype::F32, f32s(values(0.0, if shape.len() == 2 { matrix } else { 0.1 }))),
             _ => (Dtype::BF16, values(0.0, matrix).iter().flat_map(|v| v.to_le_bytes()).collect()),
         };
-        let total = count * graph.dtype(initializer.value).size();
-        let mut bytes = Vec::with_capacity(total);
-        while bytes.len() < total {
-            bytes.extend_from_slice(&pattern[..pattern.len().min(total - bytes.len())]);
-        }
-        tensors.push((name.clone(), dtype, shape, bytes));
+        let bytes = count * graph.dtype(initializer.value).size();
+        tensors.push((name.clone(), Repeated { dtype, shape, pattern, bytes }));
     }
-    serialize(&tensors)
+    let part = to.with_extension("part");
+    safetensors::serialize_to_file(tensors, None, &part)?;
+    Ok(std::fs::rename(&part, to)?)
 }
 
 fn serialize(tensors: &[(String, Dtype, Vec<usize>, Vec<u8>)]) -> Result<Vec<u8>> {
@@ -338,9 +435,14 @@ fn widened(graph: &Graph, weights: &[u8]) -> Result<Vec<u8>> {
     serialize(&tensors)
 }
 
-/// Resident bytes of this process, where the system tells.
-fn resident() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024)
+/// Bytes that the system counts for this process under a name; 0 where it does not tell.
+fn memory(name: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap_or(0) * 1024
+}
+
+/// Starts to count the peak of resident memory anew, where the system can.
+fn forget_peak() {
+    drop(std::fs::write("/proc/self/clear_refs", "5"));
 }
