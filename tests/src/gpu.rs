@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use half::{bf16, f16};
 use turbo_checkpoint::Checkpoint;
+use turbo_compile::engines::constants;
 use turbo_graph::{DType as GraphType, Graph};
 use turbo_pipeline::tensorrt::{Device, Stage, plugins};
 use turbo_trt::{BuildOptions, Builder, DType, DeviceBuffer, Stream};
@@ -22,6 +23,9 @@ pub struct Gpu {
     stream: Stream,
     folder: tempfile::TempDir,
 }
+
+/// How long TensorRT looks for fast kernels of small graphs.
+const EFFORT: u8 = 0;
 
 /// Values by name, as f32 whatever their type on the GPU.
 pub type Values = BTreeMap<String, Vec<f32>>;
@@ -89,12 +93,20 @@ impl Gpu {
         Ok(network.build(&options, &|_| true)?.bytes().to_vec())
     }
 
-    /// Builds a graph over weights and loads it; without a search, for graphs that are small.
+    /// Builds a graph over weights and loads it, as turbo-compile and turbo-run do: the plan is built without its
+    /// weights, which are put in again. Without a search for fast kernels, for graphs that are small.
     pub fn engine(&self, graph: &Graph, weights: &[u8]) -> Result<Engine<'_>> {
-        let path = self.folder.path().join("weights.safetensors");
-        std::fs::write(&path, weights)?;
-        let plan = self.plan(graph, (!weights.is_empty()).then_some(path.as_path()), false, 1)?;
-        let mut stage = Stage::load(&self.device, &graph.name, &plan, &[], &[], &self.stream)?;
+        let mut stage = if graph.initializers().is_empty() {
+            let plan = self.plan(graph, None, false, EFFORT)?;
+            Stage::load(&self.device, &graph.name, &plan, None, &[], &self.stream)?
+        } else {
+            let path = self.folder.path().join("weights.safetensors");
+            std::fs::write(&path, weights)?;
+            let plan = self.plan(graph, Some(&path), true, EFFORT)?;
+            let constants = constants(graph)?;
+            let weights = [weights, &constants];
+            Stage::load(&self.device, &graph.name, &plan, Some(&weights), &[], &self.stream)?
+        };
         let arena = DeviceBuffer::new(self.device.library().shim(), stage.memory())?;
         stage.work_in(&arena)?;
         Ok(Engine { gpu: self, stage })

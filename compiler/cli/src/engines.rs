@@ -222,13 +222,18 @@ impl Engines {
             }
             let weights: Vec<&[u8]> = maps.iter().map(|map| &map[..]).collect();
             let before = shim.memory()?.free;
-            let mut loaded = Loaded::load(&self.device, &stage.file, plan, &weights, &state, &stream)?;
+            let mut loaded = Loaded::load(&self.device, &stage.file, plan, Some(&weights), &state, &stream)?;
             let activation = loaded.memory();
             let arena = DeviceBuffer::new(shim, activation)?;
             loaded.work_in(&arena)?;
             loaded.enqueue(&stream)?;
             stream.synchronize()?;
             let used = before.saturating_sub(shim.memory()?.free);
+            // Biases alone make every network answer zeros with something else.
+            if loaded.is_silent(&stream)? {
+                let cause = "its plan gives nothing but zeros".to_string();
+                return Err(CompileError::Network { path: stage.file.clone().into(), cause });
+            }
             for described in &mut described {
                 described.peak_memory_bytes = Some(used.max(1));
                 described.activation_bytes = Some(activation as u64);

@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand, ValueHint};
 use indicatif::{ProgressBar, ProgressStyle};
+use turbo_compile::choices::Target;
 use turbo_compile::inspect::{self, size};
 use turbo_compile::{Choices, CompileError, Progress, Report, compile};
 use turbo_engine_file::EngineFile;
+use turbo_trt::{Library, Places};
 
 /// Compiles a Wan video diffusion model into one engine file that turbo-run runs
 #[derive(Parser)]
@@ -118,6 +120,13 @@ fn compile_command(cli: &Cli) -> anyhow::Result<()> {
         let what = "no model is given".to_string();
         let hint = "turbo-compile MODEL, or turbo-compile --recipe recipe.yaml; see --help".to_string();
         return Err(CompileError::Usage { what, hint }.into());
+    }
+    if choices.target == Some(Target::Trt) {
+        let places = Places { shim: choices.gpu_libraries.as_deref(), tensorrt: choices.tensorrt.as_deref() };
+        // A library that cannot be loaded is the compile's to explain.
+        if let Ok(library) = Library::load(&places) {
+            library.reach_resources().map_err(CompileError::from)?;
+        }
     }
     let mut progress = Bars::new(cli.quiet || cli.json);
     let cancelled = progress.cancelled.clone();

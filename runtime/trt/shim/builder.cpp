@@ -1,8 +1,5 @@
 // ONNX to plan.
-#include <dlfcn.h>
-
 #include <atomic>
-#include <filesystem>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -43,35 +40,6 @@ constexpr uint32_t kNetworkFlags = 0;
 constexpr uint32_t kNetworkFlags =
     1U << static_cast<uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kSTRONGLY_TYPED);
 #endif
-
-// libnvinfer loads its builder resources by bare name. Where they lie in its own folder and that folder is
-// not on the loader's path, they are found only if they are loaded already.
-int32_t loadResources(TurboTrtLibrary const& library) {
-    int device = 0;
-    int major = 0;
-    int minor = 0;
-    int32_t code = checkCuda("cudaGetDevice", cudaGetDevice(&device));
-    if (code != kTurboTrtOk) return code;
-    code = checkCuda("cudaDeviceGetAttribute",
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    if (code != kTurboTrtOk) return code;
-    code = checkCuda("cudaDeviceGetAttribute",
-        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-    if (code != kTurboTrtOk) return code;
-
-    std::string const own = "_sm" + std::to_string(major * 10 + minor);
-    std::string const stem = "libnvinfer_builder_resource";
-    std::error_code ignored;
-    auto const folder = std::filesystem::path(library.path).parent_path();
-    for (auto const& entry : std::filesystem::directory_iterator(folder, ignored)) {
-        std::string const name = entry.path().filename().string();
-        if (name.compare(0, stem.size(), stem) != 0) continue;
-        std::string const kind = name.substr(stem.size(), name.find(".so") - stem.size());
-        // What cannot be loaded is TensorRT's to report: it knows whether it needs it.
-        if (kind.empty() || kind == "_ptx" || kind == own) (void)dlopen(entry.path().c_str(), RTLD_LAZY);
-    }
-    return kTurboTrtOk;
-}
 
 std::string describe(nvonnxparser::IParserError const& error) {
     std::string text;
@@ -178,8 +146,6 @@ int32_t turbo_trt_builder_create(TurboTrtLibrary const* library, TurboTrtBuilder
         if (library->createParser == nullptr) {
             return fail(kTurboTrtInternal, {}, "the ONNX parser was not opened");
         }
-        int32_t const code = loadResources(*library);
-        if (code != kTurboTrtOk) return code;
         auto made = std::make_unique<TurboTrtBuilder>();
         made->library = library;
         made->builder.reset(

@@ -132,7 +132,6 @@ void turbo_trt_engine_info(TurboTrtEngine const* engine, TurboTrtEngineInfo* inf
     auto const& found = *engine->engine;
     info->layers = found.getNbLayers();
     info->tensors = found.getNbIOTensors();
-    info->refittable = found.isRefittable() ? 1 : 0;
     info->memory = found.getDeviceMemorySizeV2();
 }
 

@@ -147,7 +147,6 @@ typedef struct {
 typedef struct {
     int32_t layers;
     int32_t tensors;
-    int32_t refittable;
     int64_t memory;  // bytes that a context needs
 } TurboTrtEngineInfo;
 

@@ -74,7 +74,6 @@ impl RawTensor {
 pub(crate) struct RawEngineInfo {
     pub(crate) layers: i32,
     pub(crate) tensors: i32,
-    pub(crate) refittable: i32,
     pub(crate) memory: i64,
 }
 

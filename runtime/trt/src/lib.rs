@@ -26,6 +26,7 @@ mod graph;
 mod library;
 mod memory;
 mod places;
+mod resources;
 mod runtime;
 mod sampler;
 mod shim;

@@ -21,6 +21,8 @@ pub(crate) struct Handle {
     path: PathBuf,
     version: Version,
     given: Option<PathBuf>,
+    /// Whether it was loaded by a path, and not found by the system's loader.
+    by_path: bool,
     /// Whether the parser is loaded.
     parser: Mutex<bool>,
 }
@@ -62,6 +64,7 @@ impl Library {
     fn load_major(places: &Places<'_>, root: Option<&Path>, major: i32) -> Result<Library, Error> {
         let shim = places.shim(major)?;
         let found = places.tensorrt(INFER, major, root);
+        let by_path = found.file.as_ref().is_some_and(|file| file.is_absolute());
         let mut raw: Raw = std::ptr::null_mut();
         found.open(|file| {
             let path = c_path(file)?;
@@ -76,6 +79,7 @@ impl Library {
             path: PathBuf::from(path),
             version: Version::from_number(number),
             given: places.tensorrt.map(Path::to_path_buf),
+            by_path,
             parser: Mutex::new(false),
         };
         Ok(Library { handle: Arc::new(handle) })
@@ -94,6 +98,10 @@ impl Library {
     /// Where it was found.
     pub fn path(&self) -> &Path {
         &self.handle.path
+    }
+
+    pub(crate) fn is_by_path(&self) -> bool {
+        self.handle.by_path
     }
 
     /// Loads the ONNX parser, once: what only runs engines does not need it.

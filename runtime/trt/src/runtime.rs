@@ -77,14 +77,12 @@ impl Runtime {
             tensors: Vec::new(),
             layers: 0,
             memory: 0,
-            refittable: false,
         };
         let mut info = RawEngineInfo::default();
         // SAFETY: a live engine, and a structure of the ABI's layout.
         unsafe { (shim.api.engine_info)(raw, &raw mut info) };
         handle.layers = usize::try_from(info.layers).unwrap_or(0);
         handle.memory = usize::try_from(info.memory).unwrap_or(0);
-        handle.refittable = info.refittable != 0;
         for index in 0..info.tensors {
             let mut tensor = RawTensor::EMPTY;
             // SAFETY: as above; the name lives as long as the engine.
@@ -111,7 +109,6 @@ pub(crate) struct EngineHandle {
     tensors: Vec<TensorInfo>,
     layers: usize,
     memory: usize,
-    refittable: bool,
 }
 
 // SAFETY: contexts are made under the lock, a refit borrows the only owner exclusively, and everything else
@@ -162,22 +159,14 @@ impl Engine {
         self.handle.memory
     }
 
-    /// Whether weights can be refitted.
-    pub fn is_refittable(&self) -> bool {
-        self.handle.refittable
-    }
-
     /// Begins to put weights into the engine. It must have no contexts.
     ///
     /// # Errors
     /// An engine with contexts, or one that was not built for it.
     pub fn refit<'w>(&mut self) -> Result<Refit<'_, 'w>, Error> {
-        let refused = |cause: &str| Error::Refit { weight: None, cause: cause.to_string(), log: Vec::new() };
-        if !self.handle.refittable {
-            return Err(refused("it was built without refitting"));
-        }
         if Arc::get_mut(&mut self.handle).is_none() {
-            return Err(refused("it has contexts"));
+            let cause = "it has contexts".to_string();
+            return Err(Error::Refit { weight: None, cause, log: Vec::new() });
         }
         let shim = self.handle.shim();
         let mut raw: Raw = std::ptr::null_mut();

@@ -54,7 +54,7 @@ impl<'a> TensorRt<'a> {
         let found = run.stage(name)?;
         let plan = file.bytes(&found.graph)?;
         let weights = found.weights.iter().map(|path| file.bytes(path)).collect::<Result<Vec<_>, _>>()?;
-        let mut stage = Stage::load(self.device, name, plan, &weights, &found.state, &self.stream)?;
+        let mut stage = Stage::load(self.device, name, plan, Some(&weights), &found.state, &self.stream)?;
         stage.work_in(self.memory.arena())?;
         self.memory.measure(self.device)?;
         run.lap(format!("load {name}"));

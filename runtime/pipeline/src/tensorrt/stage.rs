@@ -26,8 +26,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Loads a plan, puts the weights of safetensors files into it, and gives it zeroed buffers. It has no memory to
-    /// work in yet.
+    /// Loads a plan and gives it zeroed buffers. It has no memory to work in yet. A plan that was built without its
+    /// weights gets those of safetensors files; `None` is for one that has them.
     ///
     /// # Errors
     /// A plan that TensorRT refuses, weights that are missing or of another model, too little memory.
@@ -35,12 +35,12 @@ impl Stage {
         device: &Device,
         name: &str,
         plan: &[u8],
-        weights: &[&[u8]],
+        weights: Option<&[&[u8]]>,
         state: &[State],
         stream: &Stream,
     ) -> Result<Stage, RunError> {
         let mut engine = device.runtime().deserialize(plan)?;
-        if engine.is_refittable() {
+        if let Some(weights) = weights {
             fill(&mut engine, &tensors(weights)?).map_err(|error| {
                 let what = "its plan and its weights do not belong together";
                 RunError::Inconsistent(format!("stage `{name}`: {what}: {error}"))
@@ -150,6 +150,19 @@ impl Stage {
         Ok(())
     }
 
+    /// Whether all outputs of the last run are zeros.
+    ///
+    /// # Errors
+    /// What failed on the GPU.
+    pub fn is_silent(&self, stream: &Stream) -> Result<bool, RunError> {
+        for tensor in self.tensors.iter().filter(|tensor| !tensor.is_input) {
+            if self.download::<u8>(&tensor.name, stream)?.iter().any(|&byte| byte != 0) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Milliseconds of each layer of one run.
     ///
     /// # Errors
@@ -195,7 +208,13 @@ impl Stage {
 /// Puts weights into an engine.
 fn fill(engine: &mut Engine, stored: &HashMap<String, &[u8]>) -> Result<(), Error> {
     let mut refit = engine.refit()?;
-    for weight in refit.weights()? {
+    let wanted = refit.weights()?;
+    // Nothing else would tell: without its weights an engine runs and gives zeros.
+    if wanted.is_empty() {
+        let cause = "the plan takes no weights".to_string();
+        return Err(Error::Refit { weight: None, cause, log: Vec::new() });
+    }
+    for weight in wanted {
         if let Some(bytes) = stored.get(weight.name.as_str()) {
             refit.set(&weight.name, weight.dtype, bytes)?;
         }

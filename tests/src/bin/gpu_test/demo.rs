@@ -96,7 +96,7 @@ pub fn run(cli: &Cli, report: &mut Report, place: &Path) -> Result<()> {
         let (device, file) = (open()?, EngineFile::open(&gpu)?);
         let plan = file.bytes("dit.plan")?;
         let stream = Stream::new(device.library().shim())?;
-        match Stage::load(&device, "dit", &plan[..plan.len() / 2], &[], &[], &stream) {
+        match Stage::load(&device, "dit", &plan[..plan.len() / 2], Some(&[]), &[], &stream) {
             Ok(_) => bail!("it was loaded"),
             Err(RunError::TensorRt(_)) => Ok(0.0),
             Err(other) => bail!("{other}"),
@@ -149,7 +149,7 @@ fn refused(device: &Device, file: &EngineFile, weights: Option<&str>, word: &str
     let stage = file.manifest().stage("dit", 0).context("no stage dit")?;
     let weights = weights.iter().map(|entry| file.bytes(entry)).collect::<Result<Vec<_>, _>>()?;
     let stream = Stream::new(device.library().shim())?;
-    match Stage::load(device, "dit", file.bytes(&stage.graph)?, &weights, &[], &stream) {
+    match Stage::load(device, "dit", file.bytes(&stage.graph)?, Some(&weights), &[], &stream) {
         Ok(_) => bail!("it was loaded"),
         Err(error) if error.to_string().contains(word) => Ok(0.0),
         Err(error) => bail!("{error}"),

@@ -17,6 +17,7 @@ use anyhow::Result;
 use clap::Parser;
 use report::Report;
 use turbo_tests::gpu::Gpu;
+use turbo_trt::{Library, Places};
 
 /// Runs the tests that need a GPU
 #[derive(Parser)]
@@ -52,7 +53,9 @@ struct Cli {
 
 fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
-    let gpu = Gpu::open(cli.gpu_libraries.as_deref(), cli.tensorrt.as_deref())?;
+    let places = Places { shim: cli.gpu_libraries.as_deref(), tensorrt: cli.tensorrt.as_deref() };
+    Library::load(&places)?.reach_resources()?;
+    let gpu = Gpu::open(places.shim, places.tensorrt)?;
     let mut report = Report::new(&gpu.device, cli.json.as_deref())?;
     if !cli.no_ops {
         ops::run(&gpu, &mut report);

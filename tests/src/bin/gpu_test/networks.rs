@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use safetensors::{Dtype, tensor::TensorView};
 use turbo_compile::engines::constants;
 use turbo_graph::{DType, Graph, Payload};
@@ -151,7 +151,9 @@ pub fn run(gpu: &Gpu, report: &mut Report, name: &str, scratch: &Path, only_buil
 
 /// What a network needs to be loaded.
 struct Files {
+    /// Without weights, and with them where it is small enough.
     plan: Vec<u8>,
+    whole: Option<Vec<u8>>,
     weights: PathBuf,
     constants: Vec<u8>,
 }
@@ -167,8 +169,9 @@ fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: 
     }
     let constants = constants(&graph)?;
     let kept = scratch.join(format!("{name}.plan"));
+    let kept_whole = scratch.join(format!("{name}.whole"));
     if let Ok(plan) = std::fs::read(&kept) {
-        return Ok(Files { plan, weights, constants });
+        return Ok(Files { plan, whole: std::fs::read(kept_whole).ok(), weights, constants });
     }
     report.figure(
         "network",
@@ -184,15 +187,18 @@ fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: 
     let peak = memory("VmHWM:").saturating_sub(before);
     report.figure("network", &format!("{name}: host memory of the build"), megabytes(peak), "MB");
     report.figure("network", &format!("{name}: plan, stripped"), megabytes(plan.len() as u64), "MB");
+    let mut whole = None;
     if network.small() {
         let start = Instant::now();
-        let whole = gpu.plan(&graph, Some(&weights), false, LEVEL)?;
+        let built = gpu.plan(&graph, Some(&weights), false, LEVEL)?;
         report.figure("network", &format!("{name}: build, whole"), start.elapsed().as_secs_f64(), "s");
-        report.figure("network", &format!("{name}: plan, whole"), megabytes(whole.len() as u64), "MB");
+        report.figure("network", &format!("{name}: plan, whole"), megabytes(built.len() as u64), "MB");
+        std::fs::write(&kept_whole, &built)?;
+        whole = Some(built);
     }
     let part = kept.with_extension("part");
     std::fs::write(&part, &plan).and_then(|()| std::fs::rename(&part, &kept))?;
-    Ok(Files { plan, weights, constants })
+    Ok(Files { plan, whole, weights, constants })
 }
 
 /// Loads, refits and runs a whole denoiser.
@@ -204,7 +210,8 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()
     let before = memory("VmRSS:");
     let start = Instant::now();
     let weights = map(&files.weights)?;
-    let mut stage = Stage::load(&gpu.device, name, &files.plan, &[&weights, &files.constants], &[], &stream)?;
+    let stored: [&[u8]; 2] = [&weights, &files.constants];
+    let mut stage = Stage::load(&gpu.device, name, &files.plan, Some(&stored), &[], &stream)?;
     stream.synchronize()?;
     let loaded = start.elapsed().as_secs_f64();
     let share = memory("VmHWM:").saturating_sub(before) as f64 / weights.len() as f64;
@@ -218,6 +225,18 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()
     let arena = DeviceBuffer::new(shim, stage.memory())?;
     stage.work_in(&arena)?;
     fill(&stage, &stream)?;
+    stage.enqueue(&stream)?;
+    let velocity: Vec<f32> = stage.download("velocity", &stream)?;
+    report.case("network", &format!("{name}: its output is that of the plan with weights"), 0.0, || {
+        ensure!(velocity.iter().all(|v| v.is_finite()) && spread(&velocity) > 1e-3, "{:?}", &velocity[..4]);
+        let Some(plan) = &files.whole else { return Ok(0.0) };
+        let mut whole = Stage::load(&gpu.device, name, plan, None, &[], &stream)?;
+        whole.work_in(&arena)?;
+        fill(&whole, &stream)?;
+        whole.enqueue(&stream)?;
+        let expected: Vec<f32> = whole.download("velocity", &stream)?;
+        Ok(rel_l2(&wide(&velocity), &wide(&expected)))
+    });
     let mut forward = || -> Result<f32> {
         let from = stream.record()?;
         stage.enqueue(&stream)?;
@@ -247,6 +266,13 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()
         report.figure("network", &format!("{name}: all of {layer}"), milliseconds, "ms");
     }
     Ok(())
+}
+
+/// Standard deviation.
+fn spread(values: &[f32]) -> f64 {
+    let values = wide(values);
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
 }
 
 fn megabytes(bytes: u64) -> f64 {

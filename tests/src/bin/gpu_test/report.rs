@@ -83,7 +83,7 @@ impl Report {
         };
         let seconds = start.elapsed().as_secs_f64();
         let verdict = if problem.is_empty() { "ok" } else { "FAILED" };
-        println!("{group:<12} {case:<60} {found:>10.2e} of {bound:<8.0e} {seconds:>7.2} s  {verdict}");
+        println!("{group:<12} {case:<60} {found:>10.2e} of {bound:<8.1e} {seconds:>7.2} s  {verdict}");
         for line in problem.lines().filter(|_| problem != "too far") {
             println!("    {line}");
         }
