@@ -8,12 +8,11 @@ use turbo_media::{Frame, load_image};
 use turbo_pipeline::{Engine, Precision, Request, Silent};
 use turbo_sampler::NoiseKind;
 
-/// `models/demo` of the workspace, or the folder that `TURBO_DEMO` names.
+/// The folder `demo` beside a program that was carried elsewhere, or `models/demo` of the workspace.
 pub fn folder() -> PathBuf {
-    match std::env::var_os("TURBO_DEMO").filter(|folder| !folder.is_empty()) {
-        Some(folder) => folder.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo"),
-    }
+    let carried = std::env::current_exe().ok().map(|program| program.with_file_name("demo"));
+    let carried = carried.filter(|folder| folder.join("captions.json").is_file());
+    carried.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo"))
 }
 
 /// captions.json.

@@ -52,7 +52,7 @@ impl Backend for TensorRt<'_> {
             gpu_libraries: self.gpu_libraries.clone(),
             build_cache: Some(folder.join("cache")),
             // These networks are too small to be worth a search for fast kernels.
-            effort: Some(1),
+            effort: Some(0),
             ..Choices::default()
         }
     }

@@ -2,6 +2,7 @@
 
 mod audit;
 mod bench;
+mod carry;
 mod demo;
 mod r#gen;
 mod gpu;
@@ -69,6 +70,14 @@ enum Chore {
         #[arg(long, conflicts_with = "arch")]
         release: bool,
     },
+    /// Put the programs, and all they need but TensorRT, into a folder for a GPU machine without network and compilers
+    Carry {
+        /// The folder
+        folder: PathBuf,
+        /// Golden vectors to take along: the folder that TURBO_GOLDEN names
+        #[arg(long)]
+        golden: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -83,6 +92,7 @@ fn main() -> ExitCode {
         Chore::Onnxruntime => python::onnxruntime().map(|path| println!("{}", path.display())),
         Chore::Toolchain { gpu: _ } => gpu::toolchain().map(|tools| println!("{tools}")),
         Chore::Gpu { arch, release } => gpu::build(&arch, release),
+        Chore::Carry { folder, golden } => carry::carry(&folder, golden.as_deref()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -42,7 +42,7 @@ impl Commands<'_> {
     /// turbo-compile of the demo, with its plans in a cache.
     fn compile(&self, output: &str, cache: &str) -> Command {
         let mut command = self.command("turbo-compile");
-        command.arg(folder()).args(["--target", "trt", "--effort", "1", "--output", output]);
+        command.arg(folder()).args(["--target", "trt", "--effort", "0", "--output", output]);
         command.args(["--build-cache", cache]);
         command
     }
