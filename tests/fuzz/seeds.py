@@ -204,7 +204,7 @@ def manifest(content, **changes):
                 "outputs": [{"name": "v", "dtype": "f32", "shape": [1, 1, 2, 4, 2]}], "state": [],
             }
         ],
-        "experts": {"high": {"step": "dit"}},
+        "experts": {"high": {"steps": ["dit"]}},
         "entries": [{"path": GRAPH, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}],
         "sources": [],
     }
@@ -247,7 +247,7 @@ def write_engine():
         "videos": [{**VIDEO, "keep_blocks": 1}, {**VIDEO, **short, "keep_blocks": 1}],
         "ops": [{"name": "TurboSageSla", "version": "1"}],
         "stages": stages,
-        "experts": {"high": {"step": "a"}, "low": {"step": "b", "context": "a"}},
+        "experts": {"high": {"steps": ["a"]}, "low": {"steps": ["b"], "context": "a"}},
         "sampling": {"steps": 1, "sigma_max": 200.5, "sampler": "ode", "boundary": 0.9},
         "sources": [{"name": "m.pth", "bytes": 7, "sha256": "0" * 64}],
         "licence": "Apache-2.0",

@@ -60,6 +60,11 @@ pub struct Choices {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5), help_heading = "Target")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub effort: Option<u8>,
+    /// Plans that each transformer is split into: building a plan takes several times its weights in memory [default:
+    /// as many as keep each under 4 GiB of weights; 1 on the CPU]
+    #[arg(long, value_name = "N", help_heading = "Target")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parts: Option<usize>,
     /// Folder of finished plans and measured kernels, from which a build goes on [default: the user's cache folder]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Target")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -253,6 +258,7 @@ impl Choices {
             tensorrt: self.tensorrt.or(base.tensorrt),
             gpu_libraries: self.gpu_libraries.or(base.gpu_libraries),
             effort: self.effort.or(base.effort),
+            parts: self.parts.or(base.parts),
             build_cache: self.build_cache.or(base.build_cache),
             attention: self.attention.or(base.attention),
             topk: self.topk.or(base.topk),

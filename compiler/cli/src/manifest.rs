@@ -10,7 +10,7 @@ use crate::choices::{Choices, Sampler, Target};
 use crate::compile::{Prepared, Progress};
 use crate::inputs::Inputs;
 use crate::resolve::{Plan, VAE_STRIDE, Video};
-use crate::stages::{Source, Stage, expert_name};
+use crate::stages::{Source, Stage, expert_name, step_names};
 
 /// Entry of the tokenizer.
 pub(crate) const TOKENIZER_ENTRY: &str = "tokenizer.json";
@@ -49,7 +49,7 @@ pub(crate) fn build(
     let experts = 1 + usize::from(plan.boundary.is_some());
     let expert = |index: usize| file::Expert {
         context: Some(format!("{}_context", expert_name(index, experts))),
-        step: expert_name(index, experts).to_string(),
+        steps: step_names(expert_name(index, experts), plan.parts),
     };
     let parameters = prepared.weights.get(&Source::Dit(0)).map_or(0, |(stored, _)| stored.parameters());
     Ok(file::Manifest {

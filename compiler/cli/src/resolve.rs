@@ -26,6 +26,8 @@ pub struct Plan {
     pub recipe: Recipe,
     /// Custom ops or standard operators.
     pub flavor: Flavor,
+    /// Graphs that each transformer is split into.
+    pub parts: usize,
     /// The videos that can be made, the default first: every size with every number of frames.
     pub videos: Vec<Video>,
     /// Frames per second.
@@ -112,11 +114,13 @@ impl Plan {
             let what = "TensorRT engines use the custom ops, --flavor standard writes them out";
             return Err(CompileError::usage(what, "leave --flavor out, or use --target cpu"));
         }
+        let parts = parts(choices, target, &dit, recipe.linear)?;
         let fps = choices.fps.or_else(|| whole(json, "video", "fps").and_then(|n| u32::try_from(n).ok()));
         Ok(Plan {
             target,
             recipe,
             flavor,
+            parts,
             videos,
             fps: fps.unwrap_or(16),
             steps,
@@ -139,6 +143,7 @@ impl Plan {
             pv: Some(self.recipe.pv),
             linear: Some(self.recipe.linear),
             flavor: Some(self.flavor),
+            parts: Some(self.parts),
             size: distinct(self.videos.iter().map(|video| video.size)),
             frames: distinct(self.videos.iter().map(|video| video.frames)),
             fps: Some(self.fps),
@@ -149,6 +154,33 @@ impl Plan {
             ..given.clone()
         }
     }
+}
+
+/// Most bytes of block weights in one plan. TensorRT needs some four times as much memory while it builds.
+const PLAN_WEIGHTS: u64 = 4 << 30;
+
+/// Plans that keep the weights in each of them few enough.
+pub fn plans(dit: &dit::Config, linear: Linear) -> usize {
+    let weights = dit.block_bytes(linear).saturating_mul(dit.layers as u64);
+    usize::try_from(weights.div_ceil(PLAN_WEIGHTS)).unwrap_or(dit.layers).clamp(1, dit.layers.max(1))
+}
+
+/// Into how many graphs each transformer is split.
+fn parts(
+    choices: &Choices,
+    target: Target,
+    dit: &dit::Config,
+    linear: Linear,
+) -> Result<usize, CompileError> {
+    let parts = choices.parts.unwrap_or(match target {
+        Target::Cpu => 1,
+        Target::Trt => plans(dit, linear),
+    });
+    if !(1..=dit.layers).contains(&parts) {
+        let what = format!("{parts} parts of a transformer of {} blocks", dit.layers);
+        return Err(CompileError::usage(what, format!("give 1 to {}", dit.layers)));
+    }
+    Ok(parts)
 }
 
 /// Reads the transformers' sizes and checks that two experts are alike.

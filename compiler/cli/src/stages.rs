@@ -58,6 +58,14 @@ pub fn expert_name(index: usize, experts: usize) -> &'static str {
     }
 }
 
+/// Stage names of the parts of a transformer, in the order in which they run.
+pub fn step_names(expert: &str, parts: usize) -> Vec<String> {
+    match parts {
+        1 => vec![expert.to_string()],
+        _ => (1..=parts).map(|part| format!("{expert}_{part}of{parts}")).collect(),
+    }
+}
+
 /// What the shapes of a stage depend on.
 #[derive(Clone, Copy)]
 enum For {
@@ -126,9 +134,13 @@ pub fn build(plan: &Plan, networks: &Networks<'_>) -> Result<Vec<Stage>, (Source
         let source = Source::Dit(index);
         let context = dit::context(&plan.dit, &plan.recipe, params(weights), BATCH);
         add(&format!("{name}_context"), For::All, source, context, vec![])?;
+        let parts = dit::parts(plan.dit.layers, plan.parts);
         for &video in &plan.videos {
-            let denoiser = dit::denoiser(&plan.dit, &plan.recipe, params(weights), BATCH, video.latent);
-            add(name, For::Video(video), source, denoiser, vec![])?;
+            for (name, blocks) in step_names(name, plan.parts).iter().zip(&parts) {
+                let (params, size, blocks) = (params(weights), video.latent, blocks.clone());
+                let part = dit::denoiser_part(&plan.dit, &plan.recipe, params, BATCH, size, blocks);
+                add(name, For::Video(video), source, part, vec![])?;
+            }
         }
     }
     for &size in &sizes {

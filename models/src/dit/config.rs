@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-use super::names;
+use super::{Linear, names};
 use crate::Weights;
 
 /// Channels of one attention head in every Wan model.
@@ -124,6 +124,16 @@ impl Config {
         }
         config.agrees_with(json)?;
         Ok(config)
+    }
+
+    /// Bytes of the matrices of one block in the denoiser, whose cross-attention takes keys and values from outside.
+    pub fn block_bytes(&self, linear: Linear) -> u64 {
+        let (dim, ffn) = (self.dim as u64, self.ffn_dim as u64);
+        let elements = 6 * dim * dim + 2 * dim * ffn;
+        match linear {
+            Linear::Bf16 => 2 * elements,
+            Linear::W8a8 => elements,
+        }
     }
 
     /// Channels of one head.

@@ -12,6 +12,8 @@ pub mod names;
 mod recipe;
 mod rope;
 
+use std::ops::Range;
+
 use turbo_graph::{DType, Graph, GraphError, Value};
 
 pub use config::{Config, ConfigError};
@@ -108,43 +110,102 @@ pub fn denoiser(
     batch: usize,
     size: LatentSize,
 ) -> Result<Graph, GraphError> {
+    denoiser_part(config, recipe, params, batch, size, 0..config.layers)
+}
+
+/// Splits the blocks into `parts` runs of nearly the same length; fewer where there are fewer blocks.
+pub fn parts(layers: usize, parts: usize) -> Vec<Range<usize>> {
+    let parts = parts.clamp(1, layers.max(1));
+    (0..parts).map(|i| i * layers / parts..(i + 1) * layers / parts).collect()
+}
+
+/// The blocks `blocks` of the denoiser, with what comes before the first and after the last.
+///
+/// Parts run one after the other, each on what an earlier one gave: an input `from.NAME` takes the latest output
+/// `to.NAME`. NAME is `hidden [b*l, dim]`; `e0 [b, 6, dim]` f32, the time of every block; `e [b, dim]` f32, the time
+/// of the head. Otherwise inputs and output are those of [`denoiser`]: latent, condition and time enter the part with
+/// the first block, the text's keys and values that with their block; the last one gives the velocity.
+///
+/// # Errors
+/// As [`denoiser`].
+pub fn denoiser_part(
+    config: &Config,
+    recipe: &Recipe,
+    params: Params<'_>,
+    batch: usize,
+    size: LatentSize,
+    blocks: Range<usize>,
+) -> Result<Graph, GraphError> {
     let mut g = Graph::new("dit");
     let [t, h, w] = size.grid();
     let tokens = size.tokens();
     if h > MAX_GRID || w > MAX_GRID {
         g.fail("patch_embedding", format!("patch grid {h}x{w}, the position table ends at {MAX_GRID}"));
     }
+    let (is_first, is_last) = (blocks.start == 0, blocks.end == config.layers);
     let latent = |channels: usize| [batch, channels, size.frames, size.height, size.width];
-    let mut x = g.input("x", DType::F32, &latent(config.out_dim));
-    if config.in_dim > config.out_dim {
-        let y = g.input("condition", DType::F32, &latent(config.in_dim - config.out_dim));
-        x = g.concat(&[x, y], 1);
-    }
-    let time = g.input("time", DType::F32, &[batch, config.freq_dim]);
-    let texts: Vec<(Value, Value)> = (0..config.layers)
+    let start = match is_first {
+        true => {
+            let mut x = g.input("x", DType::F32, &latent(config.out_dim));
+            if config.in_dim > config.out_dim {
+                let y = g.input("condition", DType::F32, &latent(config.in_dim - config.out_dim));
+                x = g.concat(&[x, y], 1);
+            }
+            Start::Latent { x, time: g.input("time", DType::F32, &[batch, config.freq_dim]) }
+        }
+        false => Start::Hidden {
+            x: g.input("from.hidden", params.compute, &[batch * tokens, config.dim]),
+            e0: g.input("from.e0", DType::F32, &[batch, 6, config.dim]),
+            e: is_last.then(|| g.input("from.e", DType::F32, &[batch, config.dim])),
+        },
+    };
+    let texts: Vec<(usize, (Value, Value))> = blocks
         .map(|i| {
             let shape = [batch, config.text_len, config.dim];
             let k = g.input(&format!("blocks.{i}.cross_attn.k"), params.compute, &shape);
-            (k, g.input(&format!("blocks.{i}.cross_attn.v"), params.compute, &shape))
+            (i, (k, g.input(&format!("blocks.{i}.cross_attn.v"), params.compute, &shape)))
         })
         .collect();
 
-    let x = g.cast(x, params.compute);
-    let x = patchify(&mut g, x, config.in_dim, [t, h, w]);
-    let x = Linears::plain(params).named(&mut g, "patch_embedding", x, config.dim);
-    let mut x = g.label(x, "patch_embedding");
-    let (e, e0) = time_embedding(&mut g, config, params, time);
+    let (mut x, e, e0) = match start {
+        Start::Latent { x, time } => {
+            let x = g.cast(x, params.compute);
+            let x = patchify(&mut g, x, config.in_dim, [t, h, w]);
+            let x = Linears::plain(params).named(&mut g, "patch_embedding", x, config.dim);
+            let x = g.label(x, "patch_embedding");
+            let (e, e0) = time_embedding(&mut g, config, params, time);
+            (x, Some(e), e0)
+        }
+        Start::Hidden { x, e0, e } => (x, e, e0),
+    };
     let rope = rope::table(&mut g, config.head_dim(), [t, h, w]);
-    for (i, &text) in texts.iter().enumerate() {
+    for (i, text) in texts {
         x = g.scope(&format!("blocks.{i}"), |g| {
             block::Block { config, recipe, params, batch, tokens, grid_rope: rope }.forward(g, x, e0, text)
         });
         g.label(x, &format!("blocks.{i}"));
     }
-    let x = g.scope("head", |g| head(g, config, params, x, e, batch, tokens));
-    let x = unpatchify(&mut g, x, config.out_dim, batch, [t, h, w]);
-    g.output("velocity", x);
+    match e.filter(|_| is_last) {
+        Some(e) => {
+            let x = g.scope("head", |g| head(g, config, params, x, e, batch, tokens));
+            let x = unpatchify(&mut g, x, config.out_dim, batch, [t, h, w]);
+            g.output("velocity", x);
+        }
+        None => {
+            g.output("to.hidden", x);
+            if let Some(e) = e {
+                g.output("to.e", e);
+                g.output("to.e0", e0);
+            }
+        }
+    }
     g.finish()
+}
+
+/// What a part of the denoiser starts from.
+enum Start {
+    Latent { x: Value, time: Value },
+    Hidden { x: Value, e0: Value, e: Option<Value> },
 }
 
 /// `[b, c, T, H, W]` to rows of patches `[b*l, c*kt*kh*kw]`, the channel outermost within a patch.
@@ -199,4 +260,20 @@ fn head(
     let f32_linears = Linears::plain(params.in_type(DType::F32));
     let x = f32_linears.apply(g, "head", &linear::Input::Plain(x), out);
     g.label(x, "head")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_nearly_alike_and_leave_nothing_out() {
+        let ends = |layers, count| {
+            parts(layers, count).iter().map(|part| (part.start, part.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(ends(30, 1), [(0, 30)]);
+        assert_eq!(ends(40, 3), [(0, 13), (13, 26), (26, 40)]);
+        assert_eq!(ends(2, 5), [(0, 1), (1, 2)]);
+        assert_eq!(ends(0, 2), [(0, 0)]);
+    }
 }

@@ -386,7 +386,8 @@ impl Manifest {
         experts.extend(self.experts.low.iter().map(|low| ("experts.low", low)));
         for (field, expert) in experts {
             let context = expert.context.iter().map(|name| ("context", name));
-            for (part, name) in context.chain([("step", &expert.step)]) {
+            require(!expert.steps.is_empty(), &format!("{field}.steps"), "at least one stage", "none")?;
+            for (part, name) in context.chain(expert.steps.iter().map(|name| ("steps", name))) {
                 served.everywhere(&format!("{field}.{part}"), name, self.videos.len())?;
             }
         }

@@ -393,8 +393,9 @@ pub struct Expert {
     /// Stage that runs once per prompt and prepares the text, where that is a stage of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<String>,
-    /// Stage that runs once per step.
-    pub step: String,
+    /// Stages that run at each step, one after the other. An input `from.NAME` of a stage takes the output `to.NAME` of
+    /// the latest stage before it that has one; all other inputs come from the caller.
+    pub steps: Vec<String>,
 }
 
 /// One entry of the engine file.

@@ -38,7 +38,7 @@ impl<'a> Onnx<'a> {
         run: &mut Run<'_>,
         expert: Expert,
         text: &Tensor,
-    ) -> Result<(Loaded, Context), RunError> {
+    ) -> Result<(Vec<Loaded>, Context), RunError> {
         let expert = run.manifest().expert(expert == Expert::Low);
         let context = match &expert.context {
             Some(name) => {
@@ -50,7 +50,8 @@ impl<'a> Onnx<'a> {
             }
             None => Vec::new(),
         };
-        Ok((self.load(run, &expert.step)?, context))
+        let steps = expert.steps.iter().map(|name| self.load(run, name)).collect::<Result<_, _>>()?;
+        Ok((steps, context))
     }
 }
 
@@ -109,7 +110,7 @@ impl Executor for Onnx<'_> {
         let times = &schedule.times;
         let mut x = turbo_sampler::initial(&noise.draw(elements)?, times[0]);
         let steps = schedule.steps();
-        let mut current: Option<(Expert, Loaded, Context)> = None;
+        let mut current: Option<(Expert, Vec<Loaded>, Context)> = None;
         for step in 0..steps {
             run.check()?;
             let expert = schedule.expert(step, run.manifest().sampling.boundary);
@@ -128,13 +129,13 @@ impl Executor for Onnx<'_> {
                 Precision::Bf16 => schedule.deployed_timesteps[step],
                 Precision::F32 => schedule.timesteps[step],
             };
-            let freq_dim = dit.input_shape("time").last().copied().unwrap_or(0);
+            let time_shape = dit.iter().find_map(|part| part.input_shape("time").last().copied());
+            let freq_dim = time_shape.unwrap_or(0);
             let time = Tensor::f32(vec![1, freq_dim], turbo_sampler::time_embedding(timestep, freq_dim));
             let mut inputs: Vec<(&str, &Tensor)> = vec![("x", &latent), ("time", &time)];
             inputs.extend(work.condition.map(|c| ("condition", c)));
             inputs.extend(context.iter().map(|(name, tensor)| (name.as_str(), tensor)));
-            let mut out = dit.run(&inputs)?;
-            let velocity = take(&mut out, "velocity")?;
+            let velocity = forward(&mut dit, &inputs)?;
             let (t, next) = (times[step], times[step + 1]);
             match work.sampler {
                 Sampler::Ode => turbo_sampler::ode_step(&mut x, velocity.as_f32(), t, next)?,
@@ -190,4 +191,23 @@ fn take(outputs: &mut Vec<(String, Tensor)>, name: &str) -> Result<Tensor, RunEr
         Some(index) => Ok(outputs.swap_remove(index).1),
         None => Err(RunError::Inconsistent(format!("a stage gives no output `{name}`"))),
     }
+}
+
+/// Runs the parts of a step one after the other; each is given what it takes of the inputs and of the parts before it.
+fn forward(parts: &mut [Loaded], inputs: &[(&str, &Tensor)]) -> Result<Tensor, RunError> {
+    let mut given: Vec<(String, Tensor)> = Vec::new();
+    for part in parts {
+        let known = inputs.iter().copied().chain(given.iter().map(|(name, tensor)| (name.as_str(), tensor)));
+        let taken: Vec<(&str, &Tensor)> = known.filter(|(name, _)| part.takes(name)).collect();
+        let mut out = part.run(&taken)?;
+        if let Some(at) = out.iter().position(|(name, _)| name == "velocity") {
+            return Ok(out.swap_remove(at).1);
+        }
+        for (name, tensor) in out {
+            let name = name.replacen("to.", "from.", 1);
+            given.retain(|(other, _)| *other != name);
+            given.push((name, tensor));
+        }
+    }
+    Err(RunError::Inconsistent("no stage of a step gives a velocity".to_string()))
 }

@@ -67,6 +67,11 @@ impl Loaded {
         self.state
     }
 
+    /// Whether there is an input of that name.
+    pub(crate) fn takes(&self, input: &str) -> bool {
+        self.session.input_names().any(|name| name == input)
+    }
+
     /// Shape of an input.
     pub(crate) fn input_shape(&self, name: &str) -> Vec<usize> {
         self.session.input_shape(name)

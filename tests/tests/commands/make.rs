@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::support::*;
@@ -275,6 +276,28 @@ fn a_video_is_the_same_beside_others_as_alone() {
     assert_eq!(shape(&["--frames", "5"]), [5, width, height, 3]);
     assert_eq!(shape(&["--size", "96x64"]), [9, height, width, 3]);
     assert_eq!(shape(&["--size", "96x64", "--frames", "5"]), [count, height, width, 3]);
+}
+
+#[test]
+fn a_transformer_in_parts_gives_the_same_video() {
+    if !can_run() {
+        return;
+    }
+    static ENGINE: OnceLock<PathBuf> = OnceLock::new();
+    let same = ["--size", "96x64", "--frames", "5", "--topk", "1", "--steps", "1"];
+    let parts = engine(&ENGINE, "commands-parts.plan", &[&same[..], &["--parts", "3"]].concat());
+    let file = EngineFile::open(parts).unwrap();
+    assert_eq!(file.manifest().experts.high.steps, ["dit_1of3", "dit_2of3", "dit_3of3"]);
+    let folder = tempfile::tempdir().unwrap();
+    let run = |engine: &Path, name: &str| {
+        let output = folder.path().join(name);
+        succeeds(turbo_run(engine, &output).args(["--no-cache", "--steps", "2"]));
+        fs::read(output).unwrap()
+    };
+    assert!(run(parts, "parts.safetensors") == run(small(), "whole.safetensors"));
+
+    let many = compile(&folder.path().join("many.plan")).args(["--parts", "99"]).output().unwrap();
+    refused(&many, 2, &["99 parts of a transformer of", "give 1 to"]);
 }
 
 #[test]

@@ -185,7 +185,8 @@ fn values_out_of_range_name_the_field() {
         ("/sampling/boundary", json!(1.0), "sampling.boundary", "between 0 and 1"),
         ("/sampling/boundary", json!(null), "sampling.boundary", "because there are two experts"),
         ("/experts/low", json!(null), "sampling.boundary", "because there is one expert"),
-        ("/experts/high/step", json!("dit"), "experts.high.step", "name of a stage"),
+        ("/experts/high/steps", json!(["dit"]), "experts.high.steps", "name of a stage"),
+        ("/experts/high/steps", json!([]), "experts.high.steps", "at least one stage"),
         ("/experts/low/context", json!("dit"), "experts.low.context", "name of a stage"),
         ("/tokenizer/entry", json!("t.json"), "tokenizer.entry", "path of an entry"),
         ("/stages/1/graph", json!("graphs/none.onnx"), "stages[1].graph", "path of an entry"),
@@ -285,12 +286,12 @@ fn videos_and_their_stages_are_held_against_one_another() {
         (|m| m["stages"][1]["video"] = json!(null), "stages[2].name", "no other stage of the same video"),
         (
             |m| m["stages"][1]["name"] = json!("other"),
-            "experts.high.step",
+            "experts.high.steps",
             "the name of a stage that serves videos[0]",
         ),
         (
             |m| m["stages"][4]["name"] = json!("other"),
-            "experts.low.step",
+            "experts.low.steps",
             "the name of a stage that serves videos[1]",
         ),
     ];

@@ -29,7 +29,8 @@ pub(crate) struct TensorRt<'a> {
 
 /// What the steps of one expert work on.
 struct Steps {
-    stage: Stage,
+    /// They run one after the other; the graph works on their memory.
+    parts: Vec<Stage>,
     graph: Graph,
 }
 
@@ -94,29 +95,45 @@ impl<'a> TensorRt<'a> {
             Some(name) => self.context(run, name, work.text)?,
             None => Buffers::new(),
         };
-        let mut stage = self.load(run, &expert.step)?;
-        for (name, buffer) in context {
-            stage.give(&name, buffer)?;
+        let mut parts = Vec::new();
+        for name in &expert.steps {
+            let mut part = self.load(run, name)?;
+            for (name, buffer) in &context {
+                if part.takes(name) {
+                    part.give(name, buffer.clone())?;
+                }
+            }
+            part.follow(&parts)?;
+            parts.push(part);
         }
+        let (first, last) = match &parts[..] {
+            [] => return Err(RunError::Inconsistent("an expert has no stages".to_string())),
+            [first, .., last] => (first, last),
+            [one] => (one, one),
+        };
+        let (entry, velocity) = (first.buffer("x")?.clone(), last.buffer("velocity")?.clone());
         if let Some(condition) = work.condition {
-            stage.upload("condition", condition.as_f32(), &self.stream)?;
+            first.upload("condition", condition.as_f32(), &self.stream)?;
         }
         // The first run sets things up that a capture must not contain.
-        stage.enqueue(&self.stream)?;
+        for part in &mut parts {
+            part.enqueue(&self.stream)?;
+        }
         self.stream.synchronize()?;
         let graph = self.stream.capture(|stream| {
             let Latent { x, noise, sampler } = latent;
-            sampler.input(stream, stage.buffer("x")?, x, work.precision == Precision::Bf16)?;
-            stage.enqueue(stream)?;
-            let velocity = stage.buffer("velocity")?;
+            sampler.input(stream, &entry, x, work.precision == Precision::Bf16)?;
+            for part in &mut parts {
+                part.enqueue(stream)?;
+            }
             match work.sampler {
-                Sampler::Sde => sampler.sde_step(stream, x, velocity, noise)?,
-                Sampler::Ode => sampler.ode_step(stream, x, velocity)?,
+                Sampler::Sde => sampler.sde_step(stream, x, &velocity, noise)?,
+                Sampler::Ode => sampler.ode_step(stream, x, &velocity)?,
             }
             Ok::<(), RunError>(())
         })?;
-        run.lap(format!("capture {}", expert.step));
-        Ok(Steps { stage, graph })
+        run.lap("capture a step");
+        Ok(Steps { parts, graph })
     }
 }
 
@@ -199,8 +216,8 @@ impl Executor for TensorRt<'_> {
                 Precision::Bf16 => schedule.deployed_timesteps[step],
                 Precision::F32 => schedule.timesteps[step],
             };
-            let freq_dim = now.stage.shape("time").last().copied().unwrap_or(0);
-            now.stage.upload("time", &turbo_sampler::time_embedding(timestep, freq_dim), &self.stream)?;
+            let freq_dim = now.parts[0].shape("time").last().copied().unwrap_or(0);
+            now.parts[0].upload("time", &turbo_sampler::time_embedding(timestep, freq_dim), &self.stream)?;
             sampler.set_times(&self.stream, times[step], times[step + 1])?;
             if work.sampler == Sampler::Sde {
                 self.stream.upload(fresh, &noise.draw(elements)?)?;

@@ -9,6 +9,7 @@
 mod executor;
 mod stage;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -192,13 +193,19 @@ fn arena_bytes(manifest: &Manifest, video: usize) -> u64 {
     stages(manifest, video).filter_map(|stage| stage.activation_bytes).max().unwrap_or(0)
 }
 
-/// The stage that needs most at its peak, and how much of that is not the arena: its weights and buffers.
-fn largest(manifest: &Manifest, video: usize) -> Option<(&turbo_engine_file::Stage, u64)> {
-    // The arena is there in every stage, so what else it needs decides.
-    let own = |stage: &turbo_engine_file::Stage| {
-        Some(stage.peak_memory_bytes?.saturating_sub(stage.activation_bytes.unwrap_or(0)))
-    };
-    stages(manifest, video).filter_map(|stage| Some((stage, own(stage)?))).max_by_key(|&(_, own)| own)
+/// The stage that needs most at its peak, and how much of that is not the arena: its weights and buffers. The parts of
+/// an expert are loaded together and count as its first one.
+fn largest(manifest: &Manifest, video: usize) -> Option<(&str, u64)> {
+    let mut needs: BTreeMap<&str, u64> = BTreeMap::new();
+    for stage in stages(manifest, video) {
+        let Some(peak) = stage.peak_memory_bytes else { continue };
+        let experts = std::iter::once(&manifest.experts.high).chain(&manifest.experts.low);
+        let expert = experts.into_iter().find(|expert| expert.steps.contains(&stage.name));
+        let name = expert.and_then(|expert| expert.steps.first()).unwrap_or(&stage.name);
+        // The arena is there in every stage, so what else it needs decides.
+        *needs.entry(name).or_default() += peak.saturating_sub(stage.activation_bytes.unwrap_or(0));
+    }
+    needs.into_iter().max_by_key(|&(_, own)| own)
 }
 
 /// Most memory that a video needs at once, where it was measured.
@@ -219,7 +226,7 @@ fn fits(manifest: &Manifest, video: usize, memory: MemoryInfo) -> Result<(), Run
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let what = format!(
         "stage {} needs {:.2} GiB of GPU memory, {:.2} of {:.2} GiB are free",
-        stage.name,
+        stage,
         gib(peak),
         gib(memory.free),
         gib(memory.total)

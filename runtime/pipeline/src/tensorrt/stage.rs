@@ -105,6 +105,35 @@ impl Stage {
         Ok(self.bind(port, buffer)?)
     }
 
+    /// Whether there is an input of that name.
+    pub(crate) fn takes(&self, port: &str) -> bool {
+        self.tensors.iter().any(|tensor| tensor.is_input && tensor.name == port)
+    }
+
+    /// Takes each input `from.NAME` out of the output `to.NAME` of the latest stage before it that has one. What it
+    /// hands on itself goes where the part before the last one put it, which nobody reads any more.
+    ///
+    /// # Errors
+    /// Nothing before it gives what it takes.
+    pub fn follow(&mut self, before: &[Stage]) -> Result<(), RunError> {
+        for tensor in self.tensors.clone() {
+            if let Some(name) = tensor.name.strip_prefix("from.") {
+                let output = format!("to.{name}");
+                let giver = before.iter().rev().find_map(|stage| stage.buffers.get(&output));
+                let missing =
+                    || RunError::Inconsistent(format!("no stage before `{}` gives `{output}`", self.name));
+                let buffer = giver.ok_or_else(missing)?.clone();
+                self.bind(&tensor.name, buffer)?;
+            } else if tensor.name.starts_with("to.") {
+                let mut givers = before.iter().rev().filter_map(|stage| stage.buffers.get(&tensor.name));
+                if let Some(buffer) = givers.nth(1).cloned() {
+                    self.bind(&tensor.name, buffer)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Copies an input to the GPU.
     ///
     /// # Errors

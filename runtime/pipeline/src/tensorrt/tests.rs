@@ -127,6 +127,14 @@ fn the_arena_counts_in_every_stage() {
 }
 
 #[test]
+fn the_parts_of_an_expert_count_together() {
+    let mut manifest = made(&[(12, 1), (19, 18), (12, 2)]);
+    manifest.experts.high.steps = vec!["stage_0".to_string(), "stage_2".to_string()];
+    assert_eq!(largest(&manifest, 0), Some(("stage_0", 21 * GIB)));
+    assert_eq!(peak_bytes(&manifest, 0), Some(39 * GIB));
+}
+
+#[test]
 fn memory_that_others_use_is_named() {
     assert_eq!(
         refusal(&[(28, 18)], 27, 80),

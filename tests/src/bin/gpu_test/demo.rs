@@ -20,6 +20,8 @@ use crate::report::Report;
 /// Numbers of frames of the engine files; the first is the demo's own.
 const FRAMES: usize = 33;
 const FEWER: usize = 17;
+/// First of the two plans of the transformer.
+const PART: &str = "dit_1of2";
 /// Captions whose videos are compared.
 const CAPTIONS: usize = 4;
 /// Least PSNR of the GPU's video against the CPU's, in dB, and most difference of their PSNR against the truth.
@@ -39,6 +41,8 @@ pub fn run(cli: &Cli, report: &mut Report, place: &Path) -> Result<()> {
         build_cache: Some(place.join("cache")),
         effort: Some(0),
         frames: vec![FRAMES, FEWER],
+        // The demo is small enough for one plan; larger models are split.
+        parts: (target == Target::Trt).then_some(2),
         output: Some(output.to_path_buf()),
         ..Choices::default()
     };
@@ -94,7 +98,8 @@ pub fn run(cli: &Cli, report: &mut Report, place: &Path) -> Result<()> {
     });
     report.case("demo", "a cut plan is refused", 0.0, || {
         let (device, file) = (open()?, EngineFile::open(&gpu)?);
-        let plan = file.bytes("dit.plan")?;
+        let plan =
+            file.bytes(&file.manifest().stage(PART, 0).context("no stage of the transformer")?.graph)?;
         let stream = Stream::new(device.library().shim())?;
         match Stage::load(&device, "dit", &plan[..plan.len() / 2], Some(&[]), &[], &stream) {
             Ok(_) => bail!("it was loaded"),
@@ -146,7 +151,7 @@ fn cancelled(engine: &Engine) -> Result<f64> {
 
 /// Loads the transformer's plan with other weights than its own, which must fail with a text that has `word` in it.
 fn refused(device: &Device, file: &EngineFile, weights: Option<&str>, word: &str) -> Result<f64> {
-    let stage = file.manifest().stage("dit", 0).context("no stage dit")?;
+    let stage = file.manifest().stage(PART, 0).context("no stage of the transformer")?;
     let weights = weights.iter().map(|entry| file.bytes(entry)).collect::<Result<Vec<_>, _>>()?;
     let stream = Stream::new(device.library().shim())?;
     match Stage::load(device, "dit", file.bytes(&stage.graph)?, Some(&weights), &[], &stream) {

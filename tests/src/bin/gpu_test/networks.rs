@@ -4,12 +4,14 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use safetensors::{Dtype, tensor::TensorView};
 use turbo_compile::engines::constants;
+use turbo_compile::resolve::plans;
 use turbo_graph::{DType, Graph, Payload};
 use turbo_models::dit::{self, Attention, Config, LatentSize, Linear, Recipe};
 use turbo_models::{Params, Weights};
@@ -126,12 +128,23 @@ impl Network {
         self.config.dim < 2048 && self.size.height < 90
     }
 
+    /// The whole denoiser.
     fn graph(&self, weights: &Any, compute: DType) -> Result<Graph> {
+        self.part(weights, compute, 0..self.config.layers)
+    }
+
+    /// The graphs that turbo-compile would build.
+    fn parts(&self, weights: &Any) -> Result<Vec<Graph>> {
+        let parts = dit::parts(self.config.layers, plans(&self.config, self.recipe.linear));
+        parts.into_iter().map(|blocks| self.part(weights, ACTIVATION, blocks)).collect()
+    }
+
+    fn part(&self, weights: &Any, compute: DType, blocks: Range<usize>) -> Result<Graph> {
         let params = match compute {
             DType::F32 => Params::new(weights, compute),
             _ => Params::converted(weights, compute),
         };
-        Ok(dit::denoiser(&self.config, &self.recipe, params, 1, self.size)?)
+        Ok(dit::denoiser_part(&self.config, &self.recipe, params, 1, self.size, blocks)?)
     }
 }
 
@@ -151,14 +164,14 @@ pub fn run(gpu: &Gpu, report: &mut Report, name: &str, scratch: &Path, only_buil
 
 /// What a network needs to be loaded.
 struct Files {
-    /// Without weights, and with them where it is small enough.
-    plan: Vec<u8>,
+    /// Plans of its parts without weights, each with its constants.
+    parts: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The plan of all with weights, where that is small enough.
     whole: Option<Vec<u8>>,
     weights: PathBuf,
-    constants: Vec<u8>,
 }
 
-/// Builds a whole denoiser, or takes its plan from `scratch`.
+/// Builds a whole denoiser, or takes its plans from `scratch`.
 fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: &Path) -> Result<Files> {
     let any = Any { config: network.config.clone() };
     let graph = network.graph(&any, ACTIVATION)?;
@@ -167,38 +180,97 @@ fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: 
     if !weights.exists() {
         random(&graph, &weights)?;
     }
-    let constants = constants(&graph)?;
-    let kept = scratch.join(format!("{name}.plan"));
-    let kept_whole = scratch.join(format!("{name}.whole"));
-    if let Ok(plan) = std::fs::read(&kept) {
-        return Ok(Files { plan, whole: std::fs::read(kept_whole).ok(), weights, constants });
+    let graphs = network.parts(&any)?;
+    let mut figure =
+        |what: &str, found: f64, unit| report.figure("network", &format!("{name}: {what}"), found, unit);
+    let mut parts = Vec::new();
+    let (mut seconds, mut bytes, mut peak) = (0.0, 0, 0);
+    for (i, graph) in graphs.iter().enumerate() {
+        let kept = scratch.join(format!("{name}.{i}.plan"));
+        let plan = match std::fs::read(&kept) {
+            Ok(plan) => plan,
+            Err(_) => {
+                forget_peak();
+                let before = memory("VmRSS:");
+                let start = Instant::now();
+                let plan = gpu.plan(graph, Some(&weights), true, LEVEL)?;
+                seconds += start.elapsed().as_secs_f64();
+                bytes += plan.len() as u64;
+                peak = peak.max(memory("VmHWM:").saturating_sub(before));
+                keep(&kept, &plan)?;
+                plan
+            }
+        };
+        parts.push((plan, constants(graph)?));
     }
-    report.figure(
-        "network",
-        &format!("{name}: weights"),
-        megabytes(std::fs::metadata(&weights)?.len()),
-        "MB",
-    );
-    forget_peak();
-    let before = memory("VmRSS:");
-    let start = Instant::now();
-    let plan = gpu.plan(&graph, Some(&weights), true, LEVEL)?;
-    report.figure("network", &format!("{name}: build, stripped"), start.elapsed().as_secs_f64(), "s");
-    let peak = memory("VmHWM:").saturating_sub(before);
-    report.figure("network", &format!("{name}: host memory of the build"), megabytes(peak), "MB");
-    report.figure("network", &format!("{name}: plan, stripped"), megabytes(plan.len() as u64), "MB");
-    let mut whole = None;
-    if network.small() {
+    if bytes > 0 {
+        figure("weights", megabytes(std::fs::metadata(&weights)?.len()), "MB");
+        figure("plans that it is split into", graphs.len() as f64, "");
+        figure("build, stripped", seconds, "s");
+        figure("host memory of the build", megabytes(peak), "MB");
+        figure("plans, stripped", megabytes(bytes), "MB");
+    }
+    let kept = scratch.join(format!("{name}.whole"));
+    let mut whole = std::fs::read(&kept).ok();
+    if whole.is_none() && network.small() {
         let start = Instant::now();
         let built = gpu.plan(&graph, Some(&weights), false, LEVEL)?;
-        report.figure("network", &format!("{name}: build, whole"), start.elapsed().as_secs_f64(), "s");
-        report.figure("network", &format!("{name}: plan, whole"), megabytes(built.len() as u64), "MB");
-        std::fs::write(&kept_whole, &built)?;
+        figure("build, whole", start.elapsed().as_secs_f64(), "s");
+        figure("plan, whole", megabytes(built.len() as u64), "MB");
+        keep(&kept, &built)?;
         whole = Some(built);
     }
-    let part = kept.with_extension("part");
-    std::fs::write(&part, &plan).and_then(|()| std::fs::rename(&part, &kept))?;
-    Ok(Files { plan, whole, weights, constants })
+    Ok(Files { parts, whole, weights })
+}
+
+/// Writes a file, whole or not at all.
+fn keep(path: &Path, content: &[u8]) -> Result<()> {
+    let part = path.with_extension("part");
+    std::fs::write(&part, content)?;
+    Ok(std::fs::rename(&part, path)?)
+}
+
+/// A plan, and weights and constants where it was built without them.
+struct Piece<'a> {
+    plan: &'a [u8],
+    weights: Option<[&'a [u8]; 2]>,
+}
+
+/// Loaded parts that run one after the other.
+struct Chain {
+    stages: Vec<Stage>,
+    _arena: DeviceBuffer,
+}
+
+impl Chain {
+    /// Loads plans in the order in which they run.
+    fn load<'a>(gpu: &Gpu, pieces: impl Iterator<Item = Piece<'a>>, stream: &Stream) -> Result<Chain> {
+        let mut stages: Vec<Stage> = Vec::new();
+        for Piece { plan, weights } in pieces {
+            let weights = weights.as_ref().map(|weights| &weights[..]);
+            let mut stage = Stage::load(&gpu.device, "dit", plan, weights, &[], stream)?;
+            stage.follow(&stages)?;
+            stages.push(stage);
+        }
+        stream.synchronize()?;
+        let most = stages.iter().map(Stage::memory).max().unwrap_or(0);
+        let arena = DeviceBuffer::new(gpu.device.library().shim(), most)?;
+        stages.iter_mut().try_for_each(|stage| stage.work_in(&arena))?;
+        Ok(Chain { stages, _arena: arena })
+    }
+
+    /// Fills what is given from outside.
+    fn fill(&self, stream: &Stream) -> Result<()> {
+        self.stages.iter().try_for_each(|stage| fill(stage, stream))
+    }
+
+    fn enqueue(&mut self, stream: &Stream) -> Result<()> {
+        Ok(self.stages.iter_mut().try_for_each(|stage| stage.enqueue(stream))?)
+    }
+
+    fn velocity(&self, stream: &Stream) -> Result<Vec<f32>> {
+        Ok(self.stages.last().context("no part")?.download("velocity", stream)?)
+    }
 }
 
 /// Loads, refits and runs a whole denoiser.
@@ -210,9 +282,9 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()
     let before = memory("VmRSS:");
     let start = Instant::now();
     let weights = map(&files.weights)?;
-    let stored: [&[u8]; 2] = [&weights, &files.constants];
-    let mut stage = Stage::load(&gpu.device, name, &files.plan, Some(&stored), &[], &stream)?;
-    stream.synchronize()?;
+    let pieces =
+        files.parts.iter().map(|(plan, constants)| Piece { plan, weights: Some([&weights, constants]) });
+    let mut chain = Chain::load(gpu, pieces, &stream)?;
     let loaded = start.elapsed().as_secs_f64();
     let share = memory("VmHWM:").saturating_sub(before) as f64 / weights.len() as f64;
     report.figure("network", &format!("{name}: load and refit"), loaded, "s");
@@ -221,25 +293,20 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()
         report.case("network", &format!("{name}: seconds to load and refit"), REFIT, || Ok(loaded));
         report.case("network", &format!("{name}: host memory over the weights"), REFIT_MEMORY, || Ok(share));
     }
-    drop(weights);
-    let arena = DeviceBuffer::new(shim, stage.memory())?;
-    stage.work_in(&arena)?;
-    fill(&stage, &stream)?;
-    stage.enqueue(&stream)?;
-    let velocity: Vec<f32> = stage.download("velocity", &stream)?;
+    chain.fill(&stream)?;
+    chain.enqueue(&stream)?;
+    let velocity = chain.velocity(&stream)?;
     report.case("network", &format!("{name}: its output is that of the plan with weights"), 0.0, || {
         ensure!(velocity.iter().all(|v| v.is_finite()) && spread(&velocity) > 1e-3, "{:?}", &velocity[..4]);
         let Some(plan) = &files.whole else { return Ok(0.0) };
-        let mut whole = Stage::load(&gpu.device, name, plan, None, &[], &stream)?;
-        whole.work_in(&arena)?;
-        fill(&whole, &stream)?;
+        let mut whole = Chain::load(gpu, std::iter::once(Piece { plan, weights: None }), &stream)?;
+        whole.fill(&stream)?;
         whole.enqueue(&stream)?;
-        let expected: Vec<f32> = whole.download("velocity", &stream)?;
-        Ok(rel_l2(&wide(&velocity), &wide(&expected)))
+        Ok(rel_l2(&wide(&velocity), &wide(&whole.velocity(&stream)?)))
     });
     let mut forward = || -> Result<f32> {
         let from = stream.record()?;
-        stage.enqueue(&stream)?;
+        chain.enqueue(&stream)?;
         let to = stream.record()?;
         to.synchronize()?;
         Ok(to.milliseconds_since(&from)?)
@@ -254,11 +321,14 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()
     report.figure("network", &format!("{name}: forward, median of {}", times.len()), median, "ms");
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let used = gpu_before.saturating_sub(shim.memory()?.free);
+    let most = chain.stages.iter().map(Stage::memory).max().unwrap_or(0);
     report.figure("network", &format!("{name}: GPU memory"), gib(used), "GiB");
-    report.figure("network", &format!("{name}: of which activations"), gib(stage.memory() as u64), "GiB");
+    report.figure("network", &format!("{name}: of which activations"), gib(most as u64), "GiB");
     let mut layers: BTreeMap<String, f64> = BTreeMap::new();
-    for layer in stage.profile(&stream)? {
-        *layers.entry(kind(&layer.layer)).or_default() += f64::from(layer.milliseconds);
+    for stage in &mut chain.stages {
+        for layer in stage.profile(&stream)? {
+            *layers.entry(kind(&layer.layer)).or_default() += f64::from(layer.milliseconds);
+        }
     }
     let mut layers: Vec<(String, f64)> = layers.into_iter().collect();
     layers.sort_by(|a, b| b.1.total_cmp(&a.1));
@@ -347,7 +417,8 @@ fn inputs(graph: &Graph) -> Vec<(String, Vec<f32>)> {
 fn fill(stage: &Stage, stream: &Stream) -> Result<()> {
     let mut rng = Rng::new(11);
     let pattern: Vec<f32> = (0..PATTERN).map(|_| rng.normal() as f32).collect();
-    for tensor in stage.tensors().iter().filter(|tensor| tensor.is_input) {
+    for tensor in stage.tensors().iter().filter(|tensor| tensor.is_input && !tensor.name.starts_with("from."))
+    {
         let count: usize = tensor.shape.iter().product();
         let values = pattern.iter().copied().cycle().take(count);
         match tensor.bytes / count.max(1) {
