@@ -27,6 +27,9 @@ const OLDEST: (u32, u32) = (12, 8);
 const HEADERS: &str = "trtx-sys";
 const HEADERS_VERSIONS: [(u32, &str); 2] = [(10, "0.5.0"), (11, "0.9.1")];
 
+/// Where Debian's packages put TensorRT's headers.
+const SYSTEM: [&str; 2] = ["/usr/include/x86_64-linux-gnu", "/usr/include"];
+
 /// What `cargo xtask gpu` compiles with.
 pub struct Toolchain {
     pub nvcc: PathBuf,
@@ -54,11 +57,20 @@ pub fn toolchain() -> Result<Toolchain> {
         None => fetched_nvcc(&folder.join("cuda"))?,
     };
     let tensorrt: Result<Vec<Headers>> = match std::env::var_os("TENSORRT_ROOT") {
-        Some(roots) => std::env::split_paths(&roots).map(|root| installed_headers(&root)).collect(),
-        None => HEADERS_VERSIONS
-            .iter()
-            .map(|&(major, version)| fetched_headers(&folder, major, version))
-            .collect(),
+        Some(roots) => {
+            std::env::split_paths(&roots).map(|root| installed_headers(&root.join("include"))).collect()
+        }
+        None => {
+            let installed = |major| {
+                let found = SYSTEM.iter().flat_map(|place| installed_headers(Path::new(place)));
+                found.into_iter().find(|headers| headers.major == major)
+            };
+            let headers = HEADERS_VERSIONS.iter().map(|&(major, version)| match installed(major) {
+                Some(headers) => Ok(headers),
+                None => fetched_headers(&folder, major, version),
+            });
+            headers.collect()
+        }
     };
     Ok(Toolchain { nvcc, tensorrt: tensorrt? })
 }
@@ -145,8 +157,7 @@ fn fetched_crate(folder: &Path, version: &str) -> Result<PathBuf> {
 }
 
 /// Headers of an installed TensorRT, with the major version that they state.
-fn installed_headers(root: &Path) -> Result<Headers> {
-    let include = root.join("include");
+fn installed_headers(include: &Path) -> Result<Headers> {
     let file = include.join("NvInferVersion.h");
     let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let major = text.lines().find_map(|line| {
@@ -157,7 +168,7 @@ fn installed_headers(root: &Path) -> Result<Headers> {
         }
     });
     let major = major.with_context(|| format!("{} states no major version", file.display()))?;
-    Ok(Headers { major, include })
+    Ok(Headers { major, include: include.to_path_buf() })
 }
 
 fn remove(folder: &Path) -> Result<()> {
@@ -165,4 +176,24 @@ fn remove(folder: &Path) -> Result<()> {
         std::fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn installed_headers_state_their_version() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("NvInferVersion.h");
+        assert!(installed_headers(folder.path()).is_err());
+        for (text, major) in [
+            ("#define NV_TENSORRT_MAJOR 10 //!< major\n", Some(10)),
+            ("#define TRT_MAJOR_ENTERPRISE 11\n#define NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE\n", Some(11)),
+            ("nothing\n", None),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(installed_headers(folder.path()).ok().map(|headers| headers.major), major);
+        }
+    }
 }
