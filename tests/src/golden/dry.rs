@@ -8,7 +8,7 @@ use safetensors::SafeTensors;
 use turbo_compile::Choices;
 use turbo_compile::stages::weight_forms;
 use turbo_engine_file::EngineFile;
-use turbo_graph::{DType, Graph};
+use turbo_graph::{DType, Graph, Payload};
 use turbo_pipeline::Engine;
 use turbo_pipeline::backend::Tensor;
 
@@ -43,6 +43,13 @@ impl Backend for Dry {
             let view = stored.as_ref().context("no weights")?.tensor(&name)?;
             let bytes = dtype.size() * shape.iter().product::<usize>();
             ensure!(view.shape() == shape && view.data().len() == bytes, "{name} is {:?}", view.shape());
+        }
+        // A plan asks for its weights by the names of initializers, which must be those that they are stored under.
+        for initializer in graph.initializers() {
+            if let Payload::Weight(name) = &initializer.payload {
+                let called = graph.value_name(initializer.value);
+                ensure!(called == name, "{name} is called {called} in {}", graph.name);
+            }
         }
         turbo_onnx::encode_with_weight_inputs(&graph)?;
         Ok(Box::new(Checked { graph }))
