@@ -324,19 +324,36 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()
     let most = chain.stages.iter().map(Stage::memory).max().unwrap_or(0);
     report.figure("network", &format!("{name}: GPU memory"), gib(used), "GiB");
     report.figure("network", &format!("{name}: of which activations"), gib(most as u64), "GiB");
-    let mut layers: BTreeMap<String, f64> = BTreeMap::new();
+    let mut kinds: BTreeMap<String, f64> = BTreeMap::new();
+    let mut own: Vec<(String, f64)> = Vec::new();
     for stage in &mut chain.stages {
         for layer in stage.profile(&stream)? {
-            *layers.entry(kind(&layer.layer)).or_default() += f64::from(layer.milliseconds);
+            let (kind, milliseconds) = (kind(&layer.layer), f64::from(layer.milliseconds));
+            if kind == OWN {
+                own.push((layer.layer.chars().take(NAME).collect(), milliseconds));
+            }
+            *kinds.entry(kind).or_default() += milliseconds;
         }
     }
-    let mut layers: Vec<(String, f64)> = layers.into_iter().collect();
-    layers.sort_by(|a, b| b.1.total_cmp(&a.1));
-    for (layer, milliseconds) in layers.into_iter().take(12) {
+    for (layer, milliseconds) in longest(kinds.into_iter().collect(), 12) {
         report.figure("network", &format!("{name}: all of {layer}"), milliseconds, "ms");
+    }
+    for (layer, milliseconds) in longest(own, 6) {
+        report.figure("network", &format!("{name}: one layer, {layer}"), milliseconds, "ms");
     }
     Ok(())
 }
+
+/// The layers that take longest.
+fn longest(mut layers: Vec<(String, f64)>, count: usize) -> Vec<(String, f64)> {
+    layers.sort_by(|a, b| b.1.total_cmp(&a.1));
+    layers.truncate(count);
+    layers
+}
+
+/// What layers of TensorRT's own are called together, and the most that is shown of one's name.
+const OWN: &str = "TensorRT's own";
+const NAME: usize = 120;
 
 /// Standard deviation.
 fn spread(values: &[f32]) -> f64 {
@@ -360,7 +377,7 @@ fn map(path: &Path) -> Result<memmap2::Mmap> {
 fn kind(layer: &str) -> String {
     match layer.find("Turbo") {
         Some(at) => layer[at..].chars().take_while(|c| c.is_alphanumeric()).collect(),
-        None => "TensorRT's own".to_string(),
+        None => OWN.to_string(),
     }
 }
 
