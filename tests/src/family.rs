@@ -50,7 +50,7 @@ impl Family {
     /// Compares by relative L2 distance.
     pub fn rel(&mut self, case: &str, found: &[f32], expected: &[f32], bound: f64) -> f64 {
         let error = match found.len() == expected.len() {
-            true => rel_l2(&wide(found), &wide(expected)),
+            true => rel(found, expected),
             false => f64::NAN,
         };
         self.value(case, error, bound);
@@ -117,6 +117,11 @@ impl Drop for Family {
             assert!(cases > 0, "golden {}: no case", self.name);
         }
     }
+}
+
+/// Relative L2 distance of values from those that are expected; as many of both.
+pub fn rel(found: &[f32], expected: &[f32]) -> f64 {
+    rel_l2(&wide(found), &wide(expected))
 }
 
 /// Values as f64.

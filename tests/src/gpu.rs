@@ -2,24 +2,23 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use half::{bf16, f16};
-use turbo_checkpoint::Checkpoint;
+use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 use turbo_compile::engines::constants;
+use turbo_compile::parser::Parser;
 use turbo_graph::{DType as GraphType, Graph};
-use turbo_pipeline::tensorrt::{Device, Stage, plugins};
-use turbo_trt::{BuildOptions, Builder, DType, DeviceBuffer, Stream};
+use turbo_pipeline::tensorrt::{Device, Stage};
+use turbo_trt::{BuildOptions, DType, DeviceBuffer, Stream};
 
 /// TensorRT on this machine's GPU.
 pub struct Gpu {
-    /// Library, GPU and plugins.
+    /// Library and GPU.
     pub device: Device,
-    /// Made for the first build: it takes seconds.
-    builder: RefCell<Option<Builder>>,
-    plugins: PathBuf,
+    parser: RefCell<Parser>,
     stream: Stream,
     folder: tempfile::TempDir,
 }
@@ -30,9 +29,9 @@ const EFFORT: u8 = 0;
 /// Values by name, as f32 whatever their type on the GPU.
 pub type Values = BTreeMap<String, Vec<f32>>;
 
-/// The weights of one safetensors file.
+/// Where the weights of one safetensors file lie in it.
 struct Places {
-    file: Checkpoint,
+    metadata: Metadata,
     name: String,
     /// Where the file's data starts.
     start: u64,
@@ -40,19 +39,20 @@ struct Places {
 
 impl Places {
     fn open(path: &Path) -> Result<Places> {
-        let mut length = [0; 8];
-        std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut length)).context("weights")?;
+        let file = std::fs::File::open(path).context("weights")?;
+        // SAFETY: this program wrote the file and does not change it.
+        let bytes = unsafe { memmap2::Mmap::map(&file) }?;
+        let (header, metadata) = SafeTensors::read_metadata(&bytes)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Places { file: Checkpoint::open(path)?, name, start: 8 + u64::from_le_bytes(length) })
+        Ok(Places { metadata, name, start: 8 + header as u64 })
     }
 }
 
 impl turbo_onnx::WeightPlaces for Places {
     fn place(&self, name: &str) -> Option<turbo_onnx::Place> {
-        let view = self.file.get(name)?;
-        let base = self.file.tensors().map(|t| t.bytes().as_ptr().addr()).min()?;
-        let offset = self.start + (view.bytes().as_ptr().addr() - base) as u64;
-        Some(turbo_onnx::Place { location: self.name.clone(), offset, length: view.bytes().len() as u64 })
+        let (from, to) = self.metadata.info(name)?.data_offsets;
+        let (offset, length) = (self.start + from as u64, (to - from) as u64);
+        Some(turbo_onnx::Place { location: self.name.clone(), offset, length })
     }
 }
 
@@ -60,9 +60,9 @@ impl Gpu {
     /// Loads TensorRT, from these folders or the usual places.
     pub fn open(libraries: Option<&Path>, tensorrt: Option<&Path>) -> Result<Gpu> {
         let device = Device::open(libraries, tensorrt)?;
-        let plugins = plugins(device.library())?;
+        let parser = RefCell::new(Parser::new(device.library())?);
         let stream = Stream::new(device.library().shim())?;
-        Ok(Gpu { device, builder: RefCell::default(), plugins, stream, folder: tempfile::tempdir()? })
+        Ok(Gpu { device, parser, stream, folder: tempfile::tempdir()? })
     }
 
     /// Builds a graph over the weights of a safetensors file; a stripped plan leaves them out. `level` says how long
@@ -72,24 +72,9 @@ impl Gpu {
             None => turbo_onnx::encode_with_weight_inputs(graph)?,
             Some(path) => turbo_onnx::encode(graph, &Places::open(path)?)?,
         };
-        let mut builder = self.builder.borrow_mut();
-        let builder = match &mut *builder {
-            Some(builder) => builder,
-            none => {
-                let mut builder = Builder::new(self.device.library())?;
-                builder.load_plugins(&self.plugins)?;
-                none.insert(builder)
-            }
-        };
-        // The graph seems to lie beside its weights.
-        let beside = weights.unwrap_or(self.folder.path()).with_extension("onnx");
-        let mut network = builder.parse(&onnx, &beside)?;
-        let wanted = graph.nodes().iter().filter(|node| node.domain == turbo_ops::DOMAIN).count();
-        let found = network.layers()?.iter().filter(|layer| layer.plugin.is_some()).count();
-        if found != wanted {
-            bail!("{wanted} custom ops, {found} plugin layers");
-        }
-        let options = BuildOptions { tf32: false, strip, refit: strip, level, ..BuildOptions::default() };
+        let mut parser = self.parser.borrow_mut();
+        let mut network = parser.parse(&graph.name, graph, &onnx, weights.unwrap_or(self.folder.path()))?;
+        let options = BuildOptions { strip, level, timing_cache: None };
         Ok(network.build(&options, &|_| true)?.bytes().to_vec())
     }
 
@@ -162,3 +147,26 @@ fn to_f32(dtype: DType, bytes: &[u8]) -> Vec<f32> {
 
 /// The activation type of GPU graphs.
 pub const ACTIVATION: GraphType = GraphType::Bf16;
+
+#[cfg(test)]
+mod tests {
+    use safetensors::{Dtype, tensor::TensorView};
+    use turbo_onnx::WeightPlaces;
+
+    use super::*;
+
+    #[test]
+    fn weights_lie_where_their_places_say() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let view = |bytes| TensorView::new(Dtype::U8, vec![2], bytes).unwrap();
+        let bytes = safetensors::serialize([("b", view(&[1, 2])), ("a", view(&[3, 4]))], None).unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let places = Places::open(file.path()).unwrap();
+        for (name, expected) in [("a", [3, 4]), ("b", [1, 2])] {
+            let place = places.place(name).unwrap();
+            let start = place.offset as usize;
+            assert_eq!(bytes[start..start + place.length as usize], expected);
+        }
+        assert!(places.place("c").is_none());
+    }
+}

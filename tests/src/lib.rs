@@ -1,7 +1,7 @@
 //! Suites that cross crates, and what they share.
 
 pub mod demo;
-mod family;
+pub mod family;
 pub mod golden;
 pub mod gpu;
 pub mod vectors;

@@ -12,37 +12,24 @@ use safetensors::{Dtype, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use turbo_engine_file::{self as file, Writer};
 use turbo_graph::{DType, Graph, Payload};
-use turbo_pipeline::tensorrt::{Device, Stage as Loaded, plugins};
-use turbo_trt::{BuildOptions, Builder, DeviceBuffer, Error, Network, Stream};
+use turbo_pipeline::tensorrt::{Device, Stage as Loaded};
+use turbo_trt::{BuildOptions, DeviceBuffer, Error, Network, Stream};
 
 use crate::CompileError;
 use crate::choices::{Choices, Target};
 use crate::compile::{Prepared, Progress};
 use crate::manifest::graph_entry;
+use crate::parser::Parser;
 use crate::phases::Phases;
 use crate::stages::Stage;
 
 /// File of the cache folder with TensorRT's measurements.
 const TIMINGS: &str = "timing.cache";
 
-/// How plans are built. f32 products stay f32: only the time embedding and the head have any.
-fn options(level: u8, timings: &[u8]) -> BuildOptions<'_> {
-    BuildOptions {
-        strip: true,
-        refit: true,
-        tf32: false,
-        level,
-        timing_cache: (!timings.is_empty()).then_some(timings),
-        ..BuildOptions::default()
-    }
-}
-
 /// Builds plans on this machine's GPU.
 pub(crate) struct Engines {
     device: Device,
-    /// Made for the first plan that is not in the cache, because that takes seconds.
-    builder: Option<Builder>,
-    plugins: PathBuf,
+    parser: Parser,
     /// Digest of the plugin library: other kernels make other plans.
     plugins_digest: String,
     cache: PathBuf,
@@ -57,8 +44,8 @@ impl Engines {
     /// A library, driver or GPU that is missing or unfit; a cache folder that cannot be made.
     pub(crate) fn open(choices: &Choices) -> Result<Self, CompileError> {
         let device = Device::open(choices.gpu_libraries.as_deref(), choices.tensorrt.as_deref())?;
-        let plugins = plugins(device.library())?;
-        let plugins_digest = file::Source::of_file(&plugins)?.sha256;
+        let parser = Parser::new(device.library())?;
+        let plugins_digest = file::Source::of_file(parser.plugins())?.sha256;
         let cache = match &choices.build_cache {
             Some(folder) => folder.clone(),
             None => match etcetera::choose_base_strategy() {
@@ -69,14 +56,7 @@ impl Engines {
             },
         };
         std::fs::create_dir_all(&cache).map_err(|cause| CompileError::Io { path: cache.clone(), cause })?;
-        Ok(Engines {
-            device,
-            builder: None,
-            plugins,
-            plugins_digest,
-            cache,
-            level: choices.effort.unwrap_or(3),
-        })
+        Ok(Engines { device, parser, plugins_digest, cache, level: choices.effort.unwrap_or(3) })
     }
 
     /// What the plans will be bound to.
@@ -168,28 +148,11 @@ impl Engines {
             weights.canonicalize().map_err(|cause| CompileError::Io { path: weights.into(), cause })?;
         let location = weights.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let onnx = prepared.onnx_over(stage, &location, start)?;
-        let builder = match &mut self.builder {
-            Some(builder) => builder,
-            none => {
-                let mut builder = Builder::new(self.device.library())?;
-                builder.load_plugins(&self.plugins)?;
-                none.insert(builder)
-            }
-        };
-        // The parser reads the weights out of the unfinished engine file, beside which the graph seems to lie.
-        let path = weights.with_extension("onnx");
-        let network = builder.parse(&onnx, &path)?;
-        let ops = |node: &&turbo_graph::Node| node.domain == turbo_ops::DOMAIN;
-        let wanted = stage.graph.nodes().iter().filter(ops).count();
-        let found = network.layers()?.iter().filter(|layer| layer.plugin.is_some()).count();
-        if found != wanted {
-            return Err(CompileError::Network {
-                path: stage.file.clone().into(),
-                cause: format!("{wanted} custom ops, of which {found} became plugins"),
-            });
-        }
-        let timings = std::fs::read(self.cache.join(TIMINGS)).unwrap_or_default();
-        let plan = watched(network, &options(self.level, &timings), progress)?;
+        // The parser reads the weights out of the unfinished engine file.
+        let network = self.parser.parse(&stage.file, &stage.graph, &onnx, &weights)?;
+        let timings = std::fs::read(self.cache.join(TIMINGS)).ok();
+        let options = BuildOptions { strip: true, level: self.level, timing_cache: timings.as_deref() };
+        let plan = watched(network, &options, progress)?;
         keep(&self.cache.join(TIMINGS), plan.timing_cache())?;
         Ok(plan.bytes().to_vec())
     }

@@ -13,6 +13,7 @@ pub mod inspect;
 mod manifest;
 pub mod network;
 mod one_or_many;
+pub mod parser;
 mod phases;
 pub mod resolve;
 pub mod stages;

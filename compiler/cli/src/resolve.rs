@@ -156,11 +156,11 @@ impl Plan {
     }
 }
 
-/// Most bytes of block weights in one plan. TensorRT needs some four times as much memory while it builds.
+/// Most bytes of block weights in one plan: a build of 1.3 GB of weights took 8 GB of the host's memory.
 const PLAN_WEIGHTS: u64 = 4 << 30;
 
-/// Plans that keep the weights in each of them few enough.
-pub fn plans(dit: &dit::Config, linear: Linear) -> usize {
+/// Into how many plans a transformer is split unless the user says: as few as keep the weights of each few enough.
+pub fn default_parts(dit: &dit::Config, linear: Linear) -> usize {
     let weights = dit.block_bytes(linear).saturating_mul(dit.layers as u64);
     usize::try_from(weights.div_ceil(PLAN_WEIGHTS)).unwrap_or(dit.layers).clamp(1, dit.layers.max(1))
 }
@@ -174,7 +174,7 @@ fn parts(
 ) -> Result<usize, CompileError> {
     let parts = choices.parts.unwrap_or(match target {
         Target::Cpu => 1,
-        Target::Trt => plans(dit, linear),
+        Target::Trt => default_parts(dit, linear),
     });
     if !(1..=dit.layers).contains(&parts) {
         let what = format!("{parts} parts of a transformer of {} blocks", dit.layers);

@@ -8,6 +8,11 @@ use crate::backend::Tensor;
 use crate::run::Run;
 use crate::{Precision, RunError};
 
+/// A step that is split into parts hands values on: an input of this prefix is the output of the other one, of a part
+/// before it.
+pub(crate) const FROM: &str = "from.";
+pub(crate) const TO: &str = "to.";
+
 /// The inputs of denoising.
 pub(crate) struct Denoise<'a> {
     /// Text embedding `[1, text_len, text_dim]`.

@@ -5,7 +5,7 @@ use turbo_media::Frame;
 use turbo_sampler::{Expert, NoiseSource};
 
 use crate::backend::{Runtime, Tensor};
-use crate::executor::{Denoise, Executor, latent_frame};
+use crate::executor::{Denoise, Executor, FROM, TO, latent_frame};
 use crate::generate::round;
 use crate::run::Run;
 use crate::stage::Loaded;
@@ -129,8 +129,7 @@ impl Executor for Onnx<'_> {
                 Precision::Bf16 => schedule.deployed_timesteps[step],
                 Precision::F32 => schedule.timesteps[step],
             };
-            let time_shape = dit.iter().find_map(|part| part.input_shape("time").last().copied());
-            let freq_dim = time_shape.unwrap_or(0);
+            let freq_dim = dit.first().and_then(|part| part.input_shape("time").last().copied()).unwrap_or(0);
             let time = Tensor::f32(vec![1, freq_dim], turbo_sampler::time_embedding(timestep, freq_dim));
             let mut inputs: Vec<(&str, &Tensor)> = vec![("x", &latent), ("time", &time)];
             inputs.extend(work.condition.map(|c| ("condition", c)));
@@ -204,7 +203,7 @@ fn forward(parts: &mut [Loaded], inputs: &[(&str, &Tensor)]) -> Result<Tensor, R
             return Ok(out.swap_remove(at).1);
         }
         for (name, tensor) in out {
-            let name = name.replacen("to.", "from.", 1);
+            let Some(name) = name.strip_prefix(TO).map(|name| format!("{FROM}{name}")) else { continue };
             given.retain(|(other, _)| *other != name);
             given.push((name, tensor));
         }

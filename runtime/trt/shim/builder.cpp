@@ -114,14 +114,13 @@ private:
 
 void configure(nvinfer1::IBuilderConfig& config, TurboTrtBuildOptions const& options) {
     using nvinfer1::BuilderFlag;
-    if (options.strip != 0) config.setFlag(BuilderFlag::kSTRIP_PLAN);
-    if (options.refit != 0 || options.strip != 0) config.setFlag(BuilderFlag::kREFIT_IDENTICAL);
-    if (options.tf32 == 0) config.clearFlag(BuilderFlag::kTF32);
-    config.setBuilderOptimizationLevel(options.level);
-    if (options.workspace > 0) {
-        config.setMemoryPoolLimit(
-            nvinfer1::MemoryPoolType::kWORKSPACE, static_cast<size_t>(options.workspace));
+    if (options.strip != 0) {
+        config.setFlag(BuilderFlag::kSTRIP_PLAN);
+        config.setFlag(BuilderFlag::kREFIT_IDENTICAL);
     }
+    // What a graph says to be f32 is f32.
+    config.clearFlag(BuilderFlag::kTF32);
+    config.setBuilderOptimizationLevel(options.level);
 }
 
 // A cache of another version or GPU is no reason to fail: the build starts with an empty one.

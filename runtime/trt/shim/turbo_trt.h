@@ -81,7 +81,7 @@ int32_t turbo_trt_builder_create(TurboTrtLibrary const* library, TurboTrtBuilder
 void turbo_trt_builder_destroy(TurboTrtBuilder* builder);
 int32_t turbo_trt_builder_load_plugins(TurboTrtBuilder* builder, char const* file);
 // Network: parse a serialized ONNX model, build. The parser finds the model's external data beside the absolute
-// `path` (null where there is none): that of TensorRT 10.13 and newer maps the file, an older one reads it.
+// `path`: that of TensorRT 10.13 and newer maps the file, an older one reads it.
 int32_t turbo_trt_network_parse(
     TurboTrtBuilder* builder, void const* onnx, size_t bytes, char const* path, TurboTrtNetwork** out);
 void turbo_trt_network_destroy(TurboTrtNetwork* network);
@@ -96,11 +96,8 @@ typedef int32_t (*TurboTrtProgressFn)(
     void* user, char const* phase, char const* parent, int32_t steps, int32_t step);
 
 typedef struct {
-    int32_t strip;             // 1: large weights stay out of the plan and are refitted
-    int32_t refit;             // 1: weights can be refitted with the values that they were built with
-    int32_t tf32;              // 1: f32 products may round their factors to TF32
+    int32_t strip;             // 1: large weights stay out of the plan; they are refitted, with the same values
     int32_t level;             // optimisation level 0 to 5
-    int64_t workspace;         // most bytes of a layer's workspace; 0: no limit of our own
     void const* timing_cache;  // of an earlier build, null for none; what does not fit is left unused
     size_t timing_cache_bytes;
     TurboTrtProgressFn progress;  // may be null

@@ -45,10 +45,7 @@ pub(crate) type ProgressFn = unsafe extern "C" fn(
 #[repr(C)]
 pub(crate) struct RawBuildOptions {
     pub(crate) strip: i32,
-    pub(crate) refit: i32,
-    pub(crate) tf32: i32,
     pub(crate) level: i32,
-    pub(crate) workspace: i64,
     pub(crate) timing_cache: *const c_void,
     pub(crate) timing_cache_bytes: usize,
     pub(crate) progress: Option<ProgressFn>,

@@ -27,27 +27,15 @@ pub struct Layer {
     pub plugin: Option<String>,
 }
 
-/// How to build.
+/// How to build. f32 products are never rounded to TF32.
 #[derive(Clone, Copy, Debug)]
 pub struct BuildOptions<'a> {
-    /// Leave large weights out of the plan: they come back by refitting.
+    /// Leave large weights out of the plan: they come back by refitting, with the values that it was built with.
     pub strip: bool,
-    /// Let weights be refitted, with the values that they were built with.
-    pub refit: bool,
-    /// Let f32 products round their factors to TF32.
-    pub tf32: bool,
     /// Optimisation level, 0 to 5.
     pub level: u8,
-    /// Most bytes of a layer's workspace; all memory when absent.
-    pub workspace: Option<u64>,
     /// What an earlier build measured; ignored if it does not fit.
     pub timing_cache: Option<&'a [u8]>,
-}
-
-impl Default for BuildOptions<'_> {
-    fn default() -> Self {
-        BuildOptions { strip: false, refit: false, tf32: true, level: 3, workspace: None, timing_cache: None }
-    }
 }
 
 /// Where a build stands.
@@ -152,10 +140,7 @@ impl Network<'_> {
         let cache = options.timing_cache.unwrap_or_default();
         let raw_options = RawBuildOptions {
             strip: options.strip.into(),
-            refit: options.refit.into(),
-            tf32: options.tf32.into(),
             level: options.level.into(),
-            workspace: options.workspace.map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
             timing_cache: if cache.is_empty() { std::ptr::null() } else { cache.as_ptr().cast() },
             timing_cache_bytes: cache.len(),
             progress: Some(report),

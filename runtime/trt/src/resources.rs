@@ -31,7 +31,9 @@ impl Library {
         let cause = cause.unwrap_or_else(|error| error);
         Err(Error::Unusable {
             path: folder.join(STEM),
-            cause: format!("the program cannot be started with it on {LOADER_PATH}: {cause}"),
+            cause: format!(
+                "the program cannot be started with its folder on {LOADER_PATH} ({cause}); set that and start it again"
+            ),
         })
     }
 }

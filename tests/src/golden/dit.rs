@@ -6,6 +6,7 @@ use turbo_models::dit::{Attention, Linear, Recipe, Tiling};
 use super::backend::Backend;
 use super::compiled::Compiled;
 use super::forward::{Forward, dense};
+use crate::family::rel;
 use crate::vectors::{Family, Vectors, find};
 
 /// Tolerances of f32 and bf16 code.
@@ -228,8 +229,4 @@ fn mode(backend: &dyn Backend, family: &mut Family, v: &Vectors, mode: &str, top
         }
     }
     Ok(())
-}
-
-fn rel(found: &[f32], expected: &[f32]) -> f64 {
-    turbo_ops::cases::rel_l2(&crate::family::wide(found), &crate::family::wide(expected))
 }

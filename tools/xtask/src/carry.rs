@@ -54,6 +54,8 @@ fn folder(from: &Path, to: &Path) -> Result<()> {
         match entry.path().is_dir() {
             true => folder(&entry.path(), &place)?,
             false => {
+                // An earlier copy of a file that may not be written cannot be written over.
+                drop(std::fs::remove_file(&place));
                 let copied = std::fs::copy(entry.path(), &place);
                 copied.with_context(|| format!("cannot copy {}", entry.path().display()))?;
             }

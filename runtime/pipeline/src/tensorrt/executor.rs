@@ -106,10 +106,8 @@ impl<'a> TensorRt<'a> {
             part.follow(&parts)?;
             parts.push(part);
         }
-        let (first, last) = match &parts[..] {
-            [] => return Err(RunError::Inconsistent("an expert has no stages".to_string())),
-            [first, .., last] => (first, last),
-            [one] => (one, one),
+        let Some((first, last)) = parts.first().zip(parts.last()) else {
+            return Err(RunError::Inconsistent("an expert has no stages".to_string()));
         };
         let (entry, velocity) = (first.buffer("x")?.clone(), last.buffer("velocity")?.clone());
         if let Some(condition) = work.condition {

@@ -9,6 +9,7 @@ use turbo_trt::{Context, DeviceBuffer, Engine, Error, Stream, TensorInfo};
 
 use super::Device;
 use crate::RunError;
+use crate::executor::{FROM, TO};
 
 /// Buffers by name.
 pub(crate) type Buffers = BTreeMap<String, DeviceBuffer>;
@@ -117,14 +118,14 @@ impl Stage {
     /// Nothing before it gives what it takes.
     pub fn follow(&mut self, before: &[Stage]) -> Result<(), RunError> {
         for tensor in self.tensors.clone() {
-            if let Some(name) = tensor.name.strip_prefix("from.") {
-                let output = format!("to.{name}");
+            if let Some(name) = tensor.name.strip_prefix(FROM) {
+                let output = format!("{TO}{name}");
                 let giver = before.iter().rev().find_map(|stage| stage.buffers.get(&output));
                 let missing =
                     || RunError::Inconsistent(format!("no stage before `{}` gives `{output}`", self.name));
                 let buffer = giver.ok_or_else(missing)?.clone();
                 self.bind(&tensor.name, buffer)?;
-            } else if tensor.name.starts_with("to.") {
+            } else if tensor.name.starts_with(TO) {
                 let mut givers = before.iter().rev().filter_map(|stage| stage.buffers.get(&tensor.name));
                 if let Some(buffer) = givers.nth(1).cloned() {
                     self.bind(&tensor.name, buffer)?;

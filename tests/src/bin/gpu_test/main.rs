@@ -8,6 +8,7 @@ mod demo;
 mod golden;
 mod networks;
 mod ops;
+mod random;
 mod report;
 
 use std::path::PathBuf;
@@ -77,8 +78,4 @@ fn main() -> Result<ExitCode> {
     let (cases, failed) = report.count();
     println!("{} passed, {failed} failed", cases - failed);
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn wide(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|&v| f64::from(v)).collect()
 }

@@ -2,28 +2,25 @@
 //!
 //! Random weights say nothing about accuracy, so one block of each width is compared with the CPU kernels instead.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use safetensors::{Dtype, tensor::TensorView};
 use turbo_compile::engines::constants;
-use turbo_compile::resolve::plans;
-use turbo_graph::{DType, Graph, Payload};
+use turbo_compile::resolve::default_parts;
+use turbo_graph::{DType, Graph};
 use turbo_models::dit::{self, Attention, Config, LatentSize, Linear, Recipe};
 use turbo_models::{Params, Weights};
-use turbo_ops::Rng;
-use turbo_ops::cases::rel_l2;
 use turbo_pipeline::backend::{self, Options, Session, Tensor};
 use turbo_pipeline::tensorrt::Stage;
+use turbo_tests::family::{rel, wide};
 use turbo_tests::gpu::{ACTIVATION, Gpu};
 use turbo_trt::{DeviceBuffer, Stream};
 
+use crate::random;
 use crate::report::Report;
-use crate::wide;
 
 /// Runs of a forward that are timed, after one that is not; fewer once they take so many milliseconds.
 const RUNS: usize = 5;
@@ -135,7 +132,7 @@ impl Network {
 
     /// The graphs that turbo-compile would build.
     fn parts(&self, weights: &Any) -> Result<Vec<Graph>> {
-        let parts = dit::parts(self.config.layers, plans(&self.config, self.recipe.linear));
+        let parts = dit::parts(self.config.layers, default_parts(&self.config, self.recipe.linear));
         parts.into_iter().map(|blocks| self.part(weights, ACTIVATION, blocks)).collect()
     }
 
@@ -178,7 +175,7 @@ fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: 
     // The same for all sizes.
     let weights = scratch.join(format!("{}.safetensors", network.weights));
     if !weights.exists() {
-        random(&graph, &weights)?;
+        random::weights(&graph, &weights)?;
     }
     let graphs = network.parts(&any)?;
     let mut figure =
@@ -261,7 +258,7 @@ impl Chain {
 
     /// Fills what is given from outside.
     fn fill(&self, stream: &Stream) -> Result<()> {
-        self.stages.iter().try_for_each(|stage| fill(stage, stream))
+        self.stages.iter().try_for_each(|stage| random::fill(stage, stream))
     }
 
     fn enqueue(&mut self, stream: &Stream) -> Result<()> {
@@ -302,7 +299,7 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()
         let mut whole = Chain::load(gpu, std::iter::once(Piece { plan, weights: None }), &stream)?;
         whole.fill(&stream)?;
         whole.enqueue(&stream)?;
-        Ok(rel_l2(&wide(&velocity), &wide(&whole.velocity(&stream)?)))
+        Ok(rel(&velocity, &whole.velocity(&stream)?))
     });
     let mut forward = || -> Result<f32> {
         let from = stream.record()?;
@@ -386,16 +383,16 @@ fn block(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch:
     let any = Any { config: network.config.clone() };
     let graph = network.graph(&any, ACTIVATION)?;
     let path = scratch.join(format!("{name}.safetensors"));
-    random(&graph, &path)?;
+    random::weights(&graph, &path)?;
     let weights = std::fs::read(&path)?;
-    let mut inputs = inputs(&graph);
+    let mut inputs = random::inputs(&graph);
     let fed: Vec<(&str, &[f32])> = inputs.iter().map(|(name, v)| (name.as_str(), v.as_slice())).collect();
     let found = gpu.engine(&graph, &weights)?.run(&fed)?;
 
     let runtime = backend::init(None, None)?;
     let graph = network.graph(&any, DType::F32)?;
     // The same values: what the GPU's graph takes converted, widened or in the shape of its own graph.
-    let weights = widened(&graph, &weights)?;
+    let weights = random::widened(&graph, &weights)?;
     let onnx = turbo_onnx::encode_with_weight_inputs(&graph)?;
     let options = Options {
         stage: name,
@@ -415,138 +412,9 @@ fn block(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch:
     let fed: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let expected = Session::load(&runtime, options)?.run(&fed)?;
     let (_, expected) = expected.first().context("no output")?;
-    let error = rel_l2(&wide(&found["velocity"]), &wide(expected.as_f32()));
+    let error = rel(&found["velocity"], expected.as_f32());
     report.case("network", &format!("{name} against the CPU kernels"), 2e-2, || Ok(error));
     Ok(())
-}
-
-/// Random inputs of a graph that bf16 holds exactly.
-fn inputs(graph: &Graph) -> Vec<(String, Vec<f32>)> {
-    let mut rng = Rng::new(7);
-    let input = |&value: &turbo_graph::Value| {
-        let count: usize = graph.shape(value).iter().product();
-        (graph.value_name(value).to_string(), (0..count).map(|_| rng.normal() as f32).collect())
-    };
-    graph.inputs().iter().map(input).collect()
-}
-
-/// Random inputs on the GPU: never zeros, which run faster.
-fn fill(stage: &Stage, stream: &Stream) -> Result<()> {
-    let mut rng = Rng::new(11);
-    let pattern: Vec<f32> = (0..PATTERN).map(|_| rng.normal() as f32).collect();
-    for tensor in stage.tensors().iter().filter(|tensor| tensor.is_input && !tensor.name.starts_with("from."))
-    {
-        let count: usize = tensor.shape.iter().product();
-        let values = pattern.iter().copied().cycle().take(count);
-        match tensor.bytes / count.max(1) {
-            2 => {
-                let values: Vec<half::bf16> = values.map(half::bf16::from_f32).collect();
-                stage.upload(&tensor.name, &values, stream)?;
-            }
-            _ => stage.upload(&tensor.name, &values.collect::<Vec<f32>>(), stream)?,
-        }
-    }
-    Ok(())
-}
-
-/// Elements of a random pattern that a weight repeats: a prime, so that no two rows are alike.
-const PATTERN: usize = 65_521;
-
-/// A tensor that repeats a pattern. It is written out only while it is stored: 28 GB of them are no rarity.
-struct Repeated {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    pattern: Vec<u8>,
-    bytes: usize,
-}
-
-impl safetensors::View for Repeated {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = Vec::with_capacity(self.bytes);
-        while bytes.len() < self.bytes {
-            bytes.extend_from_slice(&self.pattern[..self.pattern.len().min(self.bytes - bytes.len())]);
-        }
-        bytes.into()
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes
-    }
-}
-
-/// Writes random weights of a graph to a safetensors file, of a size that keeps activations near one. All but scales
-/// are values of bf16.
-fn random(graph: &Graph, to: &Path) -> Result<()> {
-    let mut rng = Rng::new(5);
-    let mut tensors: Vec<(String, Repeated)> = Vec::new();
-    for initializer in graph.initializers() {
-        let Payload::Weight(name) = &initializer.payload else { continue };
-        let shape = graph.shape(initializer.value).to_vec();
-        let count: usize = shape.iter().product();
-        let columns = shape.last().copied().unwrap_or(1) as f32;
-        let matrix = 1.7 / columns.sqrt();
-        let mut values = |center: f32, size: f32| -> Vec<half::bf16> {
-            let unit = |rng: &mut Rng| 2.0 * rng.uniform() as f32 - 1.0;
-            (0..count.min(PATTERN)).map(|_| half::bf16::from_f32(center + size * unit(&mut rng))).collect()
-        };
-        let f32s = |values: Vec<half::bf16>| values.iter().flat_map(|v| v.to_f32().to_le_bytes()).collect();
-        let (dtype, pattern): (Dtype, Vec<u8>) = match graph.dtype(initializer.value) {
-            DType::I8 => (Dtype::I8, (0..count.min(PATTERN)).map(|_| rng.bits() as u8).collect()),
-            DType::F32 if name.ends_with(".scale") => {
-                let scale = 1.0 / (74.0 * (columns * 128.0).sqrt());
-                (Dtype::F32, scale.to_le_bytes().to_vec())
-            }
-            DType::F32 if name.contains("norm") => (Dtype::F32, f32s(values(1.0, 0.1))),
-            DType::F32 => (Dtype::F32, f32s(values(0.0, if shape.len() == 2 { matrix } else { 0.1 }))),
-            _ => (Dtype::BF16, values(0.0, matrix).iter().flat_map(|v| v.to_le_bytes()).collect()),
-        };
-        let bytes = count * graph.dtype(initializer.value).size();
-        tensors.push((name.clone(), Repeated { dtype, shape, pattern, bytes }));
-    }
-    let part = to.with_extension("part");
-    safetensors::serialize_to_file(tensors, None, &part)?;
-    Ok(std::fs::rename(&part, to)?)
-}
-
-fn serialize(tensors: &[(String, Dtype, Vec<usize>, Vec<u8>)]) -> Result<Vec<u8>> {
-    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-        Ok((name.clone(), TensorView::new(*dtype, shape.clone(), bytes)?))
-    });
-    let views: Vec<(String, TensorView<'_>)> = views.collect::<Result<_>>()?;
-    Ok(safetensors::serialize(views, None)?)
-}
-
-/// The weights of a GPU graph in the types and shapes that another graph has them in.
-fn widened(graph: &Graph, weights: &[u8]) -> Result<Vec<u8>> {
-    let stored = safetensors::SafeTensors::deserialize(weights)?;
-    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-    for initializer in graph.initializers() {
-        let Payload::Weight(name) = &initializer.payload else { continue };
-        let view = stored.tensor(name)?;
-        let shape = graph.shape(initializer.value).to_vec();
-        let (dtype, bytes) = match (view.dtype(), graph.dtype(initializer.value)) {
-            (Dtype::F32, DType::Bf16) => {
-                let values = view.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b));
-                let bytes = values.flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect();
-                (Dtype::BF16, bytes)
-            }
-            (Dtype::BF16, DType::F32) => {
-                let values = view.data().as_chunks().0.iter().map(|&b| half::bf16::from_le_bytes(b));
-                (Dtype::F32, values.flat_map(|v| v.to_f32().to_le_bytes()).collect())
-            }
-            (dtype, _) => (dtype, view.data().to_vec()),
-        };
-        tensors.push((name.clone(), dtype, shape, bytes));
-    }
-    serialize(&tensors)
 }
 
 /// Bytes that the system counts for this process under a name; 0 where it does not tell.

@@ -4,10 +4,10 @@ use anyhow::Result;
 use turbo_graph::{DType, Graph};
 use turbo_ops::cases::rel_l2;
 use turbo_ops::{Case, Op, Tensor, TensorDef, Ty};
+use turbo_tests::family::wide;
 use turbo_tests::gpu::{ACTIVATION, Gpu};
 
 use crate::report::Report;
-use crate::wide;
 
 /// As the kernels' own tests allow at most: the case's tolerance, and the rounding of values and outputs to bf16.
 const BOUND: f64 = 1.5e-2;
