@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use bytemuck::{AnyBitPattern, NoUninit};
 use safetensors::SafeTensors;
 use turbo_engine_file::State;
-use turbo_trt::{Context, DeviceBuffer, Engine, Error, Stream, TensorInfo};
+use turbo_trt::{Context, DType, DeviceBuffer, Engine, Error, Stream, TensorInfo};
 
 use super::Device;
 use crate::RunError;
@@ -180,11 +180,17 @@ impl Stage {
         Ok(())
     }
 
-    /// Whether all outputs of the last run are zeros.
+    /// Runs once over ones, zeros being what a masked prompt gives, and says whether all outputs are zeros: then the
+    /// plan has not got its weights.
     ///
     /// # Errors
     /// What failed on the GPU.
-    pub fn is_silent(&self, stream: &Stream) -> Result<bool, RunError> {
+    pub fn is_silent(&mut self, stream: &Stream) -> Result<bool, RunError> {
+        for tensor in self.tensors.iter().filter(|tensor| tensor.is_input) {
+            let one = one(tensor.dtype);
+            self.upload(&tensor.name, &one.repeat(tensor.bytes / one.len()), stream)?;
+        }
+        self.context.enqueue(stream)?;
         for tensor in self.tensors.iter().filter(|tensor| !tensor.is_input) {
             if self.download::<u8>(&tensor.name, stream)?.iter().any(|&byte| byte != 0) {
                 return Ok(false);
@@ -250,6 +256,19 @@ fn fill(engine: &mut Engine, stored: &HashMap<String, &[u8]>) -> Result<(), Erro
         }
     }
     refit.run()
+}
+
+/// A one, as its bytes lie in memory.
+fn one(dtype: DType) -> &'static [u8] {
+    match dtype {
+        DType::F32 => &[0, 0, 0x80, 0x3f],
+        DType::F16 => &[0, 0x3c],
+        DType::Bf16 => &[0x80, 0x3f],
+        DType::F8 => &[0x38],
+        DType::I64 => &[1, 0, 0, 0, 0, 0, 0, 0],
+        DType::I32 => &[1, 0, 0, 0],
+        DType::I8 | DType::U8 | DType::Bool | DType::Other => &[1],
+    }
 }
 
 /// The tensors of safetensors files, by name.

@@ -32,6 +32,9 @@ struct Cli {
     /// Golden vectors: their folder, with the set from the reference's GPU kernels in its subfolder gpu
     #[arg(long)]
     golden: Option<PathBuf>,
+    /// Only these suites of the golden vectors
+    #[arg(long, value_delimiter = ',', requires = "golden")]
+    suites: Vec<String>,
     /// Compile the demo checkpoint for both backends, compare their videos, and try the commands with it
     #[arg(long)]
     demo: bool,

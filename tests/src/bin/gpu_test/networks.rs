@@ -31,6 +31,12 @@ const LEVEL: u8 = 3;
 const REFIT: f64 = 2.0;
 const REFIT_MEMORY: f64 = 1.1;
 
+/// Most relative L2 between the plan that was refitted and the one that was built with its weights. They are two builds:
+/// TensorRT folds and rounds otherwise, and what bf16 rounds otherwise may fall on another INT8 value or another block
+/// of the map in each of thirty blocks. Without its weights, or with others, a plan is off by about one. The bound is
+/// the golden one of the INT8 network in bf16.
+const SAME: f64 = 3e-2;
+
 /// Any tensor that a graph asks for, in the form in which a checkpoint of this recipe has it.
 struct Any {
     config: Config,
@@ -293,7 +299,7 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()
     chain.fill(&stream)?;
     chain.enqueue(&stream)?;
     let velocity = chain.velocity(&stream)?;
-    report.case("network", &format!("{name}: its output is that of the plan with weights"), 0.0, || {
+    report.case("network", &format!("{name}: its output is that of the plan with weights"), SAME, || {
         ensure!(velocity.iter().all(|v| v.is_finite()) && spread(&velocity) > 1e-3, "{:?}", &velocity[..4]);
         let Some(plan) = &files.whole else { return Ok(0.0) };
         let mut whole = Chain::load(gpu, std::iter::once(Piece { plan, weights: None }), &stream)?;
