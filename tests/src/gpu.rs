@@ -12,13 +12,15 @@ use turbo_compile::engines::constants;
 use turbo_compile::parser::Parser;
 use turbo_graph::{DType as GraphType, Graph};
 use turbo_pipeline::tensorrt::{Device, Stage};
-use turbo_trt::{BuildOptions, DType, DeviceBuffer, Stream};
+use turbo_trt::{BuildOptions, DType, DeviceBuffer, Progress, Stream};
 
 /// TensorRT on this machine's GPU.
 pub struct Gpu {
     /// Library and GPU.
     pub device: Device,
     parser: RefCell<Parser>,
+    /// What TensorRT learned about its layers' times, as turbo-compile keeps it from plan to plan.
+    timings: RefCell<Vec<u8>>,
     stream: Stream,
     folder: tempfile::TempDir,
 }
@@ -62,32 +64,45 @@ impl Gpu {
         let device = Device::open(libraries, tensorrt)?;
         let parser = RefCell::new(Parser::new(device.library())?);
         let stream = Stream::new(device.library().shim())?;
-        Ok(Gpu { device, parser, stream, folder: tempfile::tempdir()? })
+        Ok(Gpu { device, parser, timings: RefCell::default(), stream, folder: tempfile::tempdir()? })
     }
 
     /// Builds a graph over the weights of a safetensors file; a stripped plan leaves them out. `level` says how long
-    /// TensorRT looks for fast kernels of its own layers.
-    pub fn plan(&self, graph: &Graph, weights: Option<&Path>, strip: bool, level: u8) -> Result<Vec<u8>> {
+    /// TensorRT looks for fast kernels of its own layers; `progress` hears what it is at.
+    pub fn plan(
+        &self,
+        graph: &Graph,
+        weights: Option<&Path>,
+        (strip, level): (bool, u8),
+        progress: &(dyn Fn(Progress<'_>) + Sync),
+    ) -> Result<Vec<u8>> {
         let onnx = match weights {
             None => turbo_onnx::encode_with_weight_inputs(graph)?,
             Some(path) => turbo_onnx::encode(graph, &Places::open(path)?)?,
         };
         let mut parser = self.parser.borrow_mut();
         let mut network = parser.parse(&graph.name, graph, &onnx, weights.unwrap_or(self.folder.path()))?;
-        let options = BuildOptions { strip, level, timing_cache: None };
-        Ok(network.build(&options, &|_| true)?.bytes().to_vec())
+        let mut timings = self.timings.borrow_mut();
+        let options = BuildOptions { strip, level, timing_cache: Some(&timings) };
+        let goes_on = |said: Progress<'_>| {
+            progress(said);
+            true
+        };
+        let plan = network.build(&options, &goes_on)?;
+        *timings = plan.timing_cache().to_vec();
+        Ok(plan.bytes().to_vec())
     }
 
     /// Builds a graph over weights and loads it, as turbo-compile and turbo-run do: the plan is built without its
     /// weights, which are put in again. Without a search for fast kernels, for graphs that are small.
     pub fn engine(&self, graph: &Graph, weights: &[u8]) -> Result<Engine<'_>> {
         let mut stage = if graph.initializers().is_empty() {
-            let plan = self.plan(graph, None, false, EFFORT)?;
+            let plan = self.plan(graph, None, (false, EFFORT), &|_| ())?;
             Stage::load(&self.device, &graph.name, &plan, None, &[], &self.stream)?
         } else {
             let path = self.folder.path().join("weights.safetensors");
             std::fs::write(&path, weights)?;
-            let plan = self.plan(graph, Some(&path), true, EFFORT)?;
+            let plan = self.plan(graph, Some(&path), (true, EFFORT), &|_| ())?;
             let constants = constants(graph)?;
             let weights = [weights, &constants];
             Stage::load(&self.device, &graph.name, &plan, Some(&weights), &[], &self.stream)?

@@ -1,6 +1,5 @@
 // Plan to engine, engine to contexts.
 #include <memory>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -68,15 +67,6 @@ int32_t ownType(nvinfer1::DataType type) {
         if (pair.type == type) return pair.own;
     }
     return kTurboTrtOther;
-}
-
-using ListWeights = int32_t (nvinfer1::IRefitter::*)(int32_t, char const**);
-
-std::vector<char const*> list(nvinfer1::IRefitter& refitter, ListWeights weights) {
-    int32_t const count = (refitter.*weights)(0, nullptr);
-    std::vector<char const*> names(static_cast<size_t>(count));
-    if (count > 0) (refitter.*weights)(count, names.data());
-    return names;
 }
 
 }  // namespace
@@ -173,15 +163,14 @@ void turbo_trt_refitter_destroy(TurboTrtRefitter* refitter) { delete refitter; }
 
 int32_t turbo_trt_refitter_weights(TurboTrtRefitter* refitter, TurboTrtWeightFn weight, void* user) {
     using namespace turbo;
-    using nvinfer1::IRefitter;
     return guarded([&] {
-        IRefitter& found = *refitter->refitter;
-        std::set<std::string> missing;
-        for (char const* name : list(found, &IRefitter::getMissingWeights)) missing.insert(orEmpty(name));
-        for (char const* name : list(found, &IRefitter::getAllWeights)) {
+        nvinfer1::IRefitter& found = *refitter->refitter;
+        int32_t const count = found.getAllWeights(0, nullptr);
+        std::vector<char const*> names(static_cast<size_t>(count));
+        if (count > 0) found.getAllWeights(count, names.data());
+        for (char const* name : names) {
             auto const prototype = found.getWeightsPrototype(name);
-            bool const isMissing = missing.count(orEmpty(name)) > 0;
-            weight(user, orEmpty(name), ownType(prototype.type), prototype.count, isMissing ? 1 : 0);
+            weight(user, orEmpty(name), ownType(prototype.type), prototype.count);
         }
         return int32_t{kTurboTrtOk};
     });

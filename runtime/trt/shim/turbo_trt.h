@@ -156,8 +156,9 @@ void turbo_trt_engine_destroy(TurboTrtEngine* engine);
 void turbo_trt_engine_info(TurboTrtEngine const* engine, TurboTrtEngineInfo* info);
 int32_t turbo_trt_engine_tensor(TurboTrtEngine const* engine, int32_t index, TurboTrtTensor* tensor);
 
-// Refit: set every missing weight, then run. No context of the engine is at work meanwhile.
-typedef void (*TurboTrtWeightFn)(void* user, char const* name, int32_t type, int64_t count, int32_t missing);
+// Refit: set every weight, then run; TensorRT does not ask for what was not set. No context of the engine is at
+// work meanwhile.
+typedef void (*TurboTrtWeightFn)(void* user, char const* name, int32_t type, int64_t count);
 
 int32_t turbo_trt_refitter_create(TurboTrtEngine* engine, TurboTrtRefitter** out);
 void turbo_trt_refitter_destroy(TurboTrtRefitter* refitter);

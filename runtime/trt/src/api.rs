@@ -31,8 +31,7 @@ pub(crate) type Raw = *mut c_void;
 
 pub(crate) type LineFn = unsafe extern "C" fn(user: Raw, level: i32, text: *const c_char);
 pub(crate) type LayerFn = unsafe extern "C" fn(user: Raw, name: *const c_char, op: *const c_char);
-pub(crate) type WeightFn =
-    unsafe extern "C" fn(user: Raw, name: *const c_char, dtype: i32, count: i64, missing: i32);
+pub(crate) type WeightFn = unsafe extern "C" fn(user: Raw, name: *const c_char, dtype: i32, count: i64);
 pub(crate) type TimeFn = unsafe extern "C" fn(user: Raw, layer: *const c_char, milliseconds: f32);
 pub(crate) type ProgressFn = unsafe extern "C" fn(
     user: Raw,

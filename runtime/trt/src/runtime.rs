@@ -1,6 +1,6 @@
 //! From a plan to an engine, and weights into it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::c_char;
 use std::marker::PhantomData;
 use std::path::Path;
@@ -172,9 +172,18 @@ impl Engine {
         let mut raw: Raw = std::ptr::null_mut();
         // SAFETY: a live engine, and a place for a handle that outlives the call.
         shim.check(unsafe { (shim.api.refitter_create)(self.handle.raw, &raw mut raw) })?;
-        let mut refit =
-            Refit { shim, raw, weights: HashMap::new(), _engine: PhantomData, _weights: PhantomData };
-        refit.weights = refit.weights()?.into_iter().map(|weight| (weight.name.clone(), weight)).collect();
+        let mut refit = Refit {
+            shim,
+            raw,
+            weights: HashMap::new(),
+            unset: BTreeSet::new(),
+            _engine: PhantomData,
+            _weights: PhantomData,
+        };
+        for weight in refit.weights()? {
+            refit.unset.insert(weight.name.clone());
+            refit.weights.insert(weight.name.clone(), weight);
+        }
         Ok(refit)
     }
 }
@@ -188,8 +197,6 @@ pub struct RefitWeight {
     pub dtype: DType,
     /// Elements.
     pub count: i64,
-    /// Whether the engine cannot run without it.
-    pub is_missing: bool,
 }
 
 /// Weights on their way into an engine, borrowed until [`Refit::run`].
@@ -198,6 +205,7 @@ pub struct Refit<'e, 'w> {
     shim: Shim,
     raw: Raw,
     weights: HashMap<String, RefitWeight>,
+    unset: BTreeSet<String>,
     _engine: PhantomData<&'e mut Engine>,
     _weights: PhantomData<&'w [u8]>,
 }
@@ -206,7 +214,7 @@ pub struct Refit<'e, 'w> {
 unsafe impl Send for Refit<'_, '_> {}
 
 impl<'w> Refit<'_, 'w> {
-    /// What can be set, and what is missing at this point.
+    /// What the engine wants.
     ///
     /// # Errors
     /// Not enough memory.
@@ -242,23 +250,20 @@ impl<'w> Refit<'_, 'w> {
         self.shim.check(unsafe {
             let data = data.as_ptr().cast();
             (self.shim.api.refitter_set)(self.raw, c_name.as_ptr(), dtype.raw(), data, expected.count)
-        })
+        })?;
+        self.unset.remove(name);
+        Ok(())
     }
 
     /// Copies the values into the engine.
     ///
     /// # Errors
-    /// A weight that is still missing, or what TensorRT says.
+    /// A weight that was not set, or what TensorRT says. TensorRT itself asks for none: an engine without its weights
+    /// runs and gives zeros.
     pub fn run(self) -> Result<(), Error> {
-        let missing: Vec<String> = self
-            .weights()?
-            .into_iter()
-            .filter(|weight| weight.is_missing)
-            .map(|weight| weight.name)
-            .collect();
-        if let Some(first) = missing.first() {
-            let cause = format!("it is missing, one of {}", missing.len());
-            return Err(Error::Refit { weight: Some(first.clone()), cause, log: self.shim.complaints() });
+        if let Some(first) = self.unset.first() {
+            let cause = format!("it is missing, one of {} of {}", self.unset.len(), self.weights.len());
+            return Err(Error::Refit { weight: Some(first.clone()), cause, log: Vec::new() });
         }
         // SAFETY: a live refitter; all values that it was given are alive.
         self.shim.check(unsafe { (self.shim.api.refitter_run)(self.raw) })
@@ -272,7 +277,7 @@ impl Drop for Refit<'_, '_> {
     }
 }
 
-unsafe extern "C" fn push_weight(user: Raw, name: *const c_char, dtype: i32, count: i64, missing: i32) {
+unsafe extern "C" fn push_weight(user: Raw, name: *const c_char, dtype: i32, count: i64) {
     // SAFETY: `weights` passes a pointer to its list, which nothing else uses meanwhile; the name lives
     // during the call.
     unsafe {
@@ -280,7 +285,6 @@ unsafe extern "C" fn push_weight(user: Raw, name: *const c_char, dtype: i32, cou
             name: text(name),
             dtype: DType::from_raw(dtype),
             count,
-            is_missing: missing != 0,
         });
     }
 }

@@ -245,7 +245,7 @@ impl Stage {
 fn fill(engine: &mut Engine, stored: &HashMap<String, &[u8]>) -> Result<(), Error> {
     let mut refit = engine.refit()?;
     let wanted = refit.weights()?;
-    // Nothing else would tell: without its weights an engine runs and gives zeros.
+    // Weights were given, and an engine without them would run and give zeros.
     if wanted.is_empty() {
         let cause = "the plan takes no weights".to_string();
         return Err(Error::Refit { weight: None, cause, log: Vec::new() });

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use turbo_compile::engines::constants;
@@ -17,7 +18,7 @@ use turbo_pipeline::backend::{self, Options, Session, Tensor};
 use turbo_pipeline::tensorrt::Stage;
 use turbo_tests::family::{rel, wide};
 use turbo_tests::gpu::{ACTIVATION, Gpu};
-use turbo_trt::{DeviceBuffer, Stream};
+use turbo_trt::{DeviceBuffer, Progress, Stream};
 
 use crate::random;
 use crate::report::Report;
@@ -187,6 +188,7 @@ fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: 
     let mut figure =
         |what: &str, found: f64, unit| report.figure("network", &format!("{name}: {what}"), found, unit);
     let mut parts = Vec::new();
+    let phases = Phases::new();
     let (mut seconds, mut bytes, mut peak) = (0.0, 0, 0);
     for (i, graph) in graphs.iter().enumerate() {
         let kept = scratch.join(format!("{name}.{i}.plan"));
@@ -196,7 +198,7 @@ fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: 
                 forget_peak();
                 let before = memory("VmRSS:");
                 let start = Instant::now();
-                let plan = gpu.plan(graph, Some(&weights), true, LEVEL)?;
+                let plan = gpu.plan(graph, Some(&weights), (true, LEVEL), &|said| phases.note(&said))?;
                 seconds += start.elapsed().as_secs_f64();
                 bytes += plan.len() as u64;
                 peak = peak.max(memory("VmHWM:").saturating_sub(before));
@@ -212,18 +214,49 @@ fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: 
         figure("build, stripped", seconds, "s");
         figure("host memory of the build", megabytes(peak), "MB");
         figure("plans, stripped", megabytes(bytes), "MB");
+        for (phase, seconds) in longest(phases.seconds(), 4) {
+            figure(&format!("build, {phase}"), seconds, "s");
+        }
     }
     let kept = scratch.join(format!("{name}.whole"));
     let mut whole = std::fs::read(&kept).ok();
     if whole.is_none() && network.small() {
         let start = Instant::now();
-        let built = gpu.plan(&graph, Some(&weights), false, LEVEL)?;
-        figure("build, whole", start.elapsed().as_secs_f64(), "s");
+        let built = gpu.plan(&graph, Some(&weights), (false, LEVEL), &|_| ())?;
+        figure("build, whole, after it", start.elapsed().as_secs_f64(), "s");
         figure("plan, whole", megabytes(built.len() as u64), "MB");
         keep(&kept, &built)?;
         whole = Some(built);
     }
     Ok(Files { parts, whole, weights })
+}
+
+/// A phase that lasts longer is named at once: a build may take minutes.
+const LONG: Duration = Duration::from_secs(5);
+
+/// Where the time of builds goes, by the name of TensorRT's innermost phase.
+struct Phases(Mutex<(Instant, String, BTreeMap<String, f64>)>);
+
+impl Phases {
+    fn new() -> Phases {
+        Phases(Mutex::new((Instant::now(), "before the first phase".to_string(), BTreeMap::new())))
+    }
+
+    fn note(&self, said: &Progress<'_>) {
+        let Ok(mut noted) = self.0.lock() else { return };
+        let (since, phase, seconds) = &mut *noted;
+        if since.elapsed() > LONG {
+            println!("    {phase}: {:.0} s", since.elapsed().as_secs_f64());
+        }
+        *seconds.entry(std::mem::replace(phase, said.phase.to_string())).or_default() +=
+            since.elapsed().as_secs_f64();
+        *since = Instant::now();
+    }
+
+    fn seconds(self) -> Vec<(String, f64)> {
+        let (_, _, seconds) = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        seconds.into_iter().collect()
+    }
 }
 
 /// Writes a file, whole or not at all.
