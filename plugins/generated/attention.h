@@ -9,24 +9,26 @@ namespace turbo {
 
 struct TurboAttention {
     static constexpr char const* kName = "TurboAttention";
-    static constexpr char const* kVersion = "1";
+    static constexpr char const* kVersion = "2";
 
     enum Input { kInQ, kInK, kInV };
     enum Output { kOutO };
 
     struct Attrs {
+        int32_t batch;  // batch entries; rows are divided evenly among them
         int32_t heads;  // attention heads
 
         template <class Visitor>
         void visit(Visitor&& visitor) {
+            visitor("batch", batch);
             visitor("heads", heads);
         }
     };
 
     static constexpr Type kInputTypes[] = {Type::kT, Type::kT, Type::kT};
     static constexpr Type kOutputTypes[] = {Type::kT};
-    static constexpr int32_t kInputRanks[] = {3, 3, 3};
-    static constexpr int32_t kOutputRanks[] = {3};
+    static constexpr int32_t kInputRanks[] = {2, 2, 2};
+    static constexpr int32_t kOutputRanks[] = {2};
     static constexpr char const* kInputNames[] = {"q", "k", "v"};
     static constexpr char const* kOutputNames[] = {"o"};
 
@@ -34,24 +36,20 @@ struct TurboAttention {
     template <class Shapes>
     static void inputShapes(Shapes& s, Attrs const& a) {
         (void)a;
-        s.expect(0, 0, s.in(0, 0), "b");
-        s.expect(0, 1, s.in(0, 1), "l");
-        s.expect(0, 2, s.in(0, 2), "c");
-        s.expect(1, 0, s.in(0, 0), "b");
-        s.expect(1, 1, s.in(1, 1), "s");
-        s.expect(1, 2, s.in(0, 2), "c");
-        s.expect(2, 0, s.in(0, 0), "b");
-        s.expect(2, 1, s.in(1, 1), "s");
-        s.expect(2, 2, s.in(0, 2), "c");
+        s.expect(0, 0, s.in(0, 0), "m");
+        s.expect(0, 1, s.in(0, 1), "c");
+        s.expect(1, 0, s.in(1, 0), "n");
+        s.expect(1, 1, s.in(0, 1), "c");
+        s.expect(2, 0, s.in(1, 0), "n");
+        s.expect(2, 1, s.in(0, 1), "c");
     }
 
     // Shapes of the outputs from those of the inputs; `in(i, d)` is axis d of input i.
     template <class Shapes>
     static void outputShapes(Shapes& s, Attrs const& a) {
         (void)a;
-        s.set(0, 0, s.in(0, 0));  // o: b
-        s.set(0, 1, s.in(0, 1));  // o: l
-        s.set(0, 2, s.in(0, 2));  // o: c
+        s.set(0, 0, s.in(0, 0));  // o: m
+        s.set(0, 1, s.in(0, 1));  // o: c
     }
 };
 

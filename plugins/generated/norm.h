@@ -9,7 +9,7 @@ namespace turbo {
 
 struct TurboNorm {
     static constexpr char const* kName = "TurboNorm";
-    static constexpr char const* kVersion = "1";
+    static constexpr char const* kVersion = "2";
 
     enum Input { kInX, kInScale, kInShift };
     enum Output { kOutY };
@@ -27,8 +27,8 @@ struct TurboNorm {
 
     static constexpr Type kInputTypes[] = {Type::kT, Type::kF32, Type::kF32};
     static constexpr Type kOutputTypes[] = {Type::kT};
-    static constexpr int32_t kInputRanks[] = {3, 2, 2};
-    static constexpr int32_t kOutputRanks[] = {3};
+    static constexpr int32_t kInputRanks[] = {2, 2, 2};
+    static constexpr int32_t kOutputRanks[] = {2};
     static constexpr char const* kInputNames[] = {"x", "scale", "shift"};
     static constexpr char const* kOutputNames[] = {"y"};
 
@@ -36,22 +36,20 @@ struct TurboNorm {
     template <class Shapes>
     static void inputShapes(Shapes& s, Attrs const& a) {
         (void)a;
-        s.expect(0, 0, s.in(0, 0), "b");
-        s.expect(0, 1, s.in(0, 1), "l");
-        s.expect(0, 2, s.in(0, 2), "c");
+        s.expect(0, 0, s.in(0, 0), "m");
+        s.expect(0, 1, s.in(0, 1), "c");
         s.expect(1, 0, s.in(1, 0), "g");
-        s.expect(1, 1, s.in(0, 2), "c");
+        s.expect(1, 1, s.in(0, 1), "c");
         s.expect(2, 0, s.in(1, 0), "g");
-        s.expect(2, 1, s.in(0, 2), "c");
+        s.expect(2, 1, s.in(0, 1), "c");
     }
 
     // Shapes of the outputs from those of the inputs; `in(i, d)` is axis d of input i.
     template <class Shapes>
     static void outputShapes(Shapes& s, Attrs const& a) {
         (void)a;
-        s.set(0, 0, s.in(0, 0));  // y: b
-        s.set(0, 1, s.in(0, 1));  // y: l
-        s.set(0, 2, s.in(0, 2));  // y: c
+        s.set(0, 0, s.in(0, 0));  // y: m
+        s.set(0, 1, s.in(0, 1));  // y: c
     }
 };
 

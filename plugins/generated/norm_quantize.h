@@ -9,7 +9,7 @@ namespace turbo {
 
 struct TurboNormQuantize {
     static constexpr char const* kName = "TurboNormQuantize";
-    static constexpr char const* kVersion = "1";
+    static constexpr char const* kVersion = "2";
 
     enum Input { kInX, kInScale, kInShift };
     enum Output { kOutQ, kOutS };
@@ -27,7 +27,7 @@ struct TurboNormQuantize {
 
     static constexpr Type kInputTypes[] = {Type::kT, Type::kF32, Type::kF32};
     static constexpr Type kOutputTypes[] = {Type::kI8, Type::kF32};
-    static constexpr int32_t kInputRanks[] = {3, 2, 2};
+    static constexpr int32_t kInputRanks[] = {2, 2, 2};
     static constexpr int32_t kOutputRanks[] = {2, 2};
     static constexpr char const* kInputNames[] = {"x", "scale", "shift"};
     static constexpr char const* kOutputNames[] = {"q", "s"};
@@ -36,23 +36,22 @@ struct TurboNormQuantize {
     template <class Shapes>
     static void inputShapes(Shapes& s, Attrs const& a) {
         (void)a;
-        s.expect(0, 0, s.in(0, 0), "b");
-        s.expect(0, 1, s.in(0, 1), "l");
-        s.expect(0, 2, s.in(0, 2), "c");
+        s.expect(0, 0, s.in(0, 0), "m");
+        s.expect(0, 1, s.in(0, 1), "c");
         s.expect(1, 0, s.in(1, 0), "g");
-        s.expect(1, 1, s.in(0, 2), "c");
+        s.expect(1, 1, s.in(0, 1), "c");
         s.expect(2, 0, s.in(1, 0), "g");
-        s.expect(2, 1, s.in(0, 2), "c");
+        s.expect(2, 1, s.in(0, 1), "c");
     }
 
     // Shapes of the outputs from those of the inputs; `in(i, d)` is axis d of input i.
     template <class Shapes>
     static void outputShapes(Shapes& s, Attrs const& a) {
         (void)a;
-        s.set(0, 0, s.mul(s.in(0, 0), s.in(0, 1)));  // q: b*l
-        s.set(0, 1, s.in(0, 2));  // q: c
-        s.set(1, 0, s.ceilDiv(s.mul(s.in(0, 0), s.in(0, 1)), s.constant(128)));  // s: ceil(b*l/128)
-        s.set(1, 1, s.ceilDiv(s.in(0, 2), s.constant(128)));  // s: ceil(c/128)
+        s.set(0, 0, s.in(0, 0));  // q: m
+        s.set(0, 1, s.in(0, 1));  // q: c
+        s.set(1, 0, s.ceilDiv(s.in(0, 0), s.constant(128)));  // s: ceil(m/128)
+        s.set(1, 1, s.ceilDiv(s.in(0, 1), s.constant(128)));  // s: ceil(c/128)
     }
 };
 

@@ -9,7 +9,7 @@ namespace turbo {
 
 struct TurboNormRope {
     static constexpr char const* kName = "TurboNormRope";
-    static constexpr char const* kVersion = "1";
+    static constexpr char const* kVersion = "2";
 
     enum Input { kInX, kInWeight, kInCos, kInSin };
     enum Output { kOutY };
@@ -27,8 +27,8 @@ struct TurboNormRope {
 
     static constexpr Type kInputTypes[] = {Type::kT, Type::kF32, Type::kF32, Type::kF32};
     static constexpr Type kOutputTypes[] = {Type::kT};
-    static constexpr int32_t kInputRanks[] = {3, 1, 2, 2};
-    static constexpr int32_t kOutputRanks[] = {3};
+    static constexpr int32_t kInputRanks[] = {2, 1, 2, 2};
+    static constexpr int32_t kOutputRanks[] = {2};
     static constexpr char const* kInputNames[] = {"x", "weight", "cos", "sin"};
     static constexpr char const* kOutputNames[] = {"y"};
 
@@ -36,23 +36,21 @@ struct TurboNormRope {
     template <class Shapes>
     static void inputShapes(Shapes& s, Attrs const& a) {
         (void)a;
-        s.expect(0, 0, s.in(0, 0), "b");
-        s.expect(0, 1, s.in(0, 1), "l");
-        s.expect(0, 2, s.in(0, 2), "c");
-        s.expect(1, 0, s.in(0, 2), "c");
-        s.expect(2, 0, s.in(0, 1), "l");
-        s.expect(2, 1, s.div(s.div(s.in(0, 2), s.constant(a.heads)), s.constant(2)), "c/heads/2");
-        s.expect(3, 0, s.in(0, 1), "l");
-        s.expect(3, 1, s.div(s.div(s.in(0, 2), s.constant(a.heads)), s.constant(2)), "c/heads/2");
+        s.expect(0, 0, s.in(0, 0), "m");
+        s.expect(0, 1, s.in(0, 1), "c");
+        s.expect(1, 0, s.in(0, 1), "c");
+        s.expect(2, 0, s.in(2, 0), "l");
+        s.expect(2, 1, s.div(s.div(s.in(0, 1), s.constant(a.heads)), s.constant(2)), "c/heads/2");
+        s.expect(3, 0, s.in(2, 0), "l");
+        s.expect(3, 1, s.div(s.div(s.in(0, 1), s.constant(a.heads)), s.constant(2)), "c/heads/2");
     }
 
     // Shapes of the outputs from those of the inputs; `in(i, d)` is axis d of input i.
     template <class Shapes>
     static void outputShapes(Shapes& s, Attrs const& a) {
         (void)a;
-        s.set(0, 0, s.in(0, 0));  // y: b
-        s.set(0, 1, s.in(0, 1));  // y: l
-        s.set(0, 2, s.in(0, 2));  // y: c
+        s.set(0, 0, s.in(0, 0));  // y: m
+        s.set(0, 1, s.in(0, 1));  // y: c
     }
 };
 

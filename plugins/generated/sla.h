@@ -9,18 +9,20 @@ namespace turbo {
 
 struct TurboSla {
     static constexpr char const* kName = "TurboSla";
-    static constexpr char const* kVersion = "1";
+    static constexpr char const* kVersion = "2";
 
     enum Input { kInQ, kInK, kInV, kInLut, kInProjW, kInProjB };
     enum Output { kOutO };
 
     struct Attrs {
+        int32_t batch;  // batch entries; rows are divided evenly among them
         int32_t heads;  // attention heads
         int32_t block_q;  // queries of a block
         int32_t block_k;  // keys of a block
 
         template <class Visitor>
         void visit(Visitor&& visitor) {
+            visitor("batch", batch);
             visitor("heads", heads);
             visitor("block_q", block_q);
             visitor("block_k", block_k);
@@ -29,8 +31,8 @@ struct TurboSla {
 
     static constexpr Type kInputTypes[] = {Type::kT, Type::kT, Type::kT, Type::kI32, Type::kF32, Type::kF32};
     static constexpr Type kOutputTypes[] = {Type::kT};
-    static constexpr int32_t kInputRanks[] = {3, 3, 3, 4, 2, 1};
-    static constexpr int32_t kOutputRanks[] = {3};
+    static constexpr int32_t kInputRanks[] = {2, 2, 2, 4, 2, 1};
+    static constexpr int32_t kOutputRanks[] = {2};
     static constexpr char const* kInputNames[] = {"q", "k", "v", "lut", "proj_w", "proj_b"};
     static constexpr char const* kOutputNames[] = {"o"};
 
@@ -38,31 +40,27 @@ struct TurboSla {
     template <class Shapes>
     static void inputShapes(Shapes& s, Attrs const& a) {
         (void)a;
-        s.expect(0, 0, s.in(0, 0), "b");
-        s.expect(0, 1, s.in(0, 1), "l");
-        s.expect(0, 2, s.in(0, 2), "c");
-        s.expect(1, 0, s.in(0, 0), "b");
-        s.expect(1, 1, s.in(0, 1), "l");
-        s.expect(1, 2, s.in(0, 2), "c");
-        s.expect(2, 0, s.in(0, 0), "b");
-        s.expect(2, 1, s.in(0, 1), "l");
-        s.expect(2, 2, s.in(0, 2), "c");
-        s.expect(3, 0, s.in(0, 0), "b");
+        s.expect(0, 0, s.in(0, 0), "m");
+        s.expect(0, 1, s.in(0, 1), "c");
+        s.expect(1, 0, s.in(0, 0), "m");
+        s.expect(1, 1, s.in(0, 1), "c");
+        s.expect(2, 0, s.in(0, 0), "m");
+        s.expect(2, 1, s.in(0, 1), "c");
+        s.expect(3, 0, s.constant(a.batch), "batch");
         s.expect(3, 1, s.constant(a.heads), "heads");
-        s.expect(3, 2, s.ceilDiv(s.in(0, 1), s.constant(a.block_q)), "ceil(l/block_q)");
+        s.expect(3, 2, s.ceilDiv(s.div(s.in(0, 0), s.constant(a.batch)), s.constant(a.block_q)), "ceil(m/batch/block_q)");
         s.expect(3, 3, s.in(3, 3), "keep");
-        s.expect(4, 0, s.div(s.in(0, 2), s.constant(a.heads)), "c/heads");
-        s.expect(4, 1, s.div(s.in(0, 2), s.constant(a.heads)), "c/heads");
-        s.expect(5, 0, s.div(s.in(0, 2), s.constant(a.heads)), "c/heads");
+        s.expect(4, 0, s.div(s.in(0, 1), s.constant(a.heads)), "c/heads");
+        s.expect(4, 1, s.div(s.in(0, 1), s.constant(a.heads)), "c/heads");
+        s.expect(5, 0, s.div(s.in(0, 1), s.constant(a.heads)), "c/heads");
     }
 
     // Shapes of the outputs from those of the inputs; `in(i, d)` is axis d of input i.
     template <class Shapes>
     static void outputShapes(Shapes& s, Attrs const& a) {
         (void)a;
-        s.set(0, 0, s.in(0, 0));  // o: b
-        s.set(0, 1, s.in(0, 1));  // o: l
-        s.set(0, 2, s.in(0, 2));  // o: c
+        s.set(0, 0, s.in(0, 0));  // o: m
+        s.set(0, 1, s.in(0, 1));  // o: c
     }
 };
 

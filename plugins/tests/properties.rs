@@ -69,25 +69,14 @@ fn case(op: &Op, draw: &Draw) -> Case {
     let d = if op.name == "TurboNormRope" { 2 * draw.d } else { draw.d };
     let has_heads = op.attrs.iter().any(|def| def.name == "heads");
     let c = if has_heads { draw.heads * d } else { n };
+    // Queries and keys are rows of whole sequences.
+    let [m, n] = if has_heads { draw.rows.map(|l| draw.b * l) } else { [m, n] };
     let keep = 1 + pick % draw.rows[0].div_ceil(draw.blocks[1]);
     let divisors: Vec<usize> = (1..=m).filter(|g| m % g == 0).collect();
-    let g = if op.name == "TurboW8A8LinearResidual" {
-        divisors[pick % divisors.len()]
-    } else {
-        [1, draw.b][pick % 2]
-    };
-    let axes = [
-        ("b", draw.b),
-        ("l", draw.rows[0]),
-        ("s", draw.rows[1]),
-        ("c", c),
-        ("g", g),
-        ("keep", keep),
-        ("m", m),
-        ("k", k),
-        ("n", n),
-    ];
+    let g = divisors[pick % divisors.len()];
+    let axes = [("l", draw.rows[0]), ("c", c), ("g", g), ("keep", keep), ("m", m), ("k", k), ("n", n)];
     let attrs = op.attrs.iter().fold(Attrs::new(), |attrs, def| match (def.name, def.kind) {
+        ("batch", _) => attrs.int("batch", draw.b),
         ("heads", _) => attrs.int("heads", draw.heads),
         ("block_q", _) => attrs.int("block_q", draw.blocks[0]),
         ("block_k", _) => attrs.int("block_k", draw.blocks[1]),
@@ -185,6 +174,28 @@ fn agree(op: &Op, case: &Case, found: &[Tensor], expected: &[Tensor]) -> Result<
     Ok(())
 }
 
+#[test]
+fn rows_are_divided_evenly_or_refused() {
+    let norm = Attrs::new().choice("kind", "rms").float("eps", 1e-6);
+    let rope = Attrs::new().int("heads", 1).float("eps", 1e-6);
+    let dense = Attrs::new().int("batch", 2).int("heads", 1);
+    let map = dense.clone().int("block_q", 64).int("block_k", 64).int("keep", 1);
+    let takes = |name: &str, attrs: &Attrs, shapes: &[&[usize]]| op(name).check(attrs, shapes).is_ok();
+    for (rows, taken) in [(6, true), (7, false), (0, false)] {
+        assert_eq!(takes("TurboBlockMap", &map, &[&[rows, 8], &[rows, 8]]), taken, "{rows} rows");
+        assert_eq!(takes("TurboAttention", &dense, &[&[rows, 8], &[4, 8], &[4, 8]]), taken, "{rows} queries");
+        assert_eq!(takes("TurboAttention", &dense, &[&[4, 8], &[rows, 8], &[rows, 8]]), taken, "{rows} keys");
+    }
+    for (rows, taken) in [(6, true), (7, false), (0, true)] {
+        assert_eq!(takes("TurboNorm", &norm, &[&[rows, 8], &[3, 8], &[3, 8]]), taken, "{rows} rows");
+        assert_eq!(
+            takes("TurboNormRope", &rope, &[&[rows, 8], &[8], &[3, 4], &[3, 4]]),
+            taken,
+            "{rows} rows"
+        );
+    }
+}
+
 static POOLS: LazyLock<[ThreadPool; 2]> =
     LazyLock::new(|| [1, 3].map(|n| ThreadPoolBuilder::new().num_threads(n).build().unwrap()));
 
@@ -262,9 +273,7 @@ proptest! {
             if first == "TurboW8A8Linear" {
                 attrs = attrs.choice("dtype", "f32");
             }
-            let mut y = run(op(first), &attrs, &inputs).remove(0);
-            let width = *y.shape.last().unwrap();
-            y.shape = vec![y.shape.iter().product::<usize>() / width, width];
+            let y = run(op(first), &attrs, &inputs).remove(0);
             let found = run(op(fused), &case.attrs, &inputs);
             prop_assert_eq!(found, run(op("TurboQuantize"), &Attrs::new(), &[y]), "{}", fused);
         }
@@ -274,7 +283,7 @@ proptest! {
     fn norms_do_not_see_the_scale_nor_the_layer_norm_the_mean(
         draw in draw(), width in 8..300usize, power in -8..=8i32, sum in -8..=8i32,
     ) {
-        let shape = [draw.b, draw.rows[0], width];
+        let shape = [draw.rows[0], width];
         let x = normal(&shape, draw.seed);
         let norm = |kind: &str, eps: f32, x: &Tensor| {
             let attrs = Attrs::new().choice("kind", kind).float("eps", eps);
@@ -363,13 +372,16 @@ proptest! {
             let mut case = case(op(sparse), &draw);
             let (l, c, heads) = (draw.rows[0], case.dims.get("c"), draw.heads);
             let [blocks_q, keep] = draw.blocks.map(|block| l.div_ceil(block));
-            case.dims = Dims::of(&[("b", draw.b), ("l", l), ("c", c), ("keep", keep)]);
+            case.dims = Dims::of(&[("m", draw.b * l), ("c", c), ("keep", keep)]);
             let mut inputs = (op(sparse).sample)(&case);
             prop_assert_eq!(&inputs[3].shape, &[draw.b, heads, blocks_q, keep]);
             let d = c / heads;
             (inputs[4], inputs[5]) = (filled(&[d, d], 0.0), filled(&[d], 0.0));
             let found = run(op(sparse), &case.attrs, &inputs).remove(0).to_f64();
-            let attrs = if dense == "TurboAttention" { Attrs::new().int("heads", heads) } else { case.attrs };
+            let attrs = match dense {
+                "TurboAttention" => Attrs::new().int("batch", draw.b).int("heads", heads),
+                _ => case.attrs,
+            };
             let expected = run(op(dense), &attrs, &inputs[..3]).remove(0).to_f64();
             let error = rel_l2(&found, &expected);
             prop_assert!(error < 2e-6, "{sparse} is {error:.1e} from {dense}");
@@ -496,7 +508,7 @@ proptest! {
 
     /// Empty axes give outputs that are written whole, or an error.
     #[test]
-    fn empty_axes_are_no_harm(draw in draw(), axis in prop::sample::select(vec!["b", "l", "s", "m", "k", "n", "g"])) {
+    fn empty_axes_are_no_harm(draw in draw(), axis in prop::sample::select(vec!["l", "m", "k", "n", "g"])) {
         for op in ALL {
             let mut case = case(op, &draw);
             let mut axes: Vec<_> = case.dims.iter().collect();

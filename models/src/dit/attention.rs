@@ -7,21 +7,21 @@ use super::config::Config;
 use super::recipe::{Attention, Recipe, keep_blocks};
 use crate::Params;
 
-/// `norm(x) * scale + shift` over the last axis of `x [b, l, c]`; `scale` and `shift` f32 `[1 or b, c]`.
+/// `norm(x) * scale + shift` of rows `[m, c]`; `scale` and `shift` f32 `[g, c]`, a row for each m/g rows.
 pub(super) fn norm(g: &mut Graph, kind: &str, x: Value, scale: Value, shift: Value, eps: f32) -> Value {
     let attrs = Attrs::new().choice("kind", kind).float("eps", eps);
     turbo_ops::emit(g, "TurboNorm", attrs, &[x, scale, shift])[0]
 }
 
-/// Upstream `WanRMSNorm` over the whole width (all heads), weight `leaf.weight` of the current scope.
+/// Upstream `WanRMSNorm` of rows `[m, c]` over the whole width (all heads), weight `leaf.weight` of the current scope.
 pub(super) fn rms_norm(g: &mut Graph, params: Params<'_>, leaf: &str, x: Value, eps: f32) -> Value {
-    let c = g.dim(x, 2);
+    let c = g.dim(x, 1);
     let weight = params.reshaped(g, &g.path(&format!("{leaf}.weight")), &[c], DType::F32, &[1, c]);
     let zero = g.constant_f32(&[1, c], &vec![0.0; c]);
     norm(g, "rms", x, weight, zero, eps)
 }
 
-/// RMS norm over the whole width, then rotary embedding of interleaved pairs within each head.
+/// RMS norm of rows `[b * l, c]` over the whole width, then rotary embedding of interleaved pairs within each head.
 pub(super) fn norm_rope(
     g: &mut Graph,
     config: &Config,
@@ -35,27 +35,28 @@ pub(super) fn norm_rope(
     turbo_ops::emit(g, "TurboNormRope", attrs, &[x, weight, cos, sin])[0]
 }
 
-/// Dense softmax attention of `q [b, l, c]` with `k` and `v [b, s, c]`.
-pub(super) fn dense(g: &mut Graph, heads: usize, q: Value, k: Value, v: Value) -> Value {
-    turbo_ops::emit(g, "TurboAttention", Attrs::new().int("heads", heads), &[q, k, v])[0]
+/// Dense softmax attention of `q [b * l, c]` with `k` and `v [b * s, c]`.
+pub(super) fn dense(g: &mut Graph, [batch, heads]: [usize; 2], qkv: [Value; 3]) -> Value {
+    let attrs = Attrs::new().int("batch", batch).int("heads", heads);
+    turbo_ops::emit(g, "TurboAttention", attrs, &qkv)[0]
 }
 
-/// Self-attention as the recipe says; `q` and `k` after norm and rotary embedding, all `[b, l, c]`.
+/// Self-attention as the recipe says; `q` and `k` after norm and rotary embedding, all `[b * l, c]`.
 pub(super) fn self_attention(
     g: &mut Graph,
     config: &Config,
     recipe: &Recipe,
     params: Params<'_>,
-    q: Value,
-    k: Value,
-    v: Value,
+    batch: usize,
+    [q, k, v]: [Value; 3],
 ) -> Value {
     let tiles = Attrs::new()
+        .int("batch", batch)
         .int("heads", config.heads)
         .int("block_q", recipe.tiling.block_q)
         .int("block_k", recipe.tiling.block_k);
     let sparse = match recipe.attention {
-        Attention::Dense => return dense(g, config.heads, q, k, v),
+        Attention::Dense => return dense(g, [batch, config.heads], [q, k, v]),
         Attention::Sage => {
             let attrs = tiles.choice("pv", recipe.pv.word());
             return turbo_ops::emit(g, "TurboSageAttention", attrs, &[q, k, v])[0];
@@ -63,7 +64,7 @@ pub(super) fn self_attention(
         Attention::Sla => ("TurboSla", tiles.clone()),
         Attention::SageSla => ("TurboSageSla", tiles.clone().choice("pv", recipe.pv.word())),
     };
-    let tokens = g.dim(q, 1);
+    let tokens = g.dim(q, 0) / batch.max(1);
     let keep = keep_blocks(recipe.topk, tokens, recipe.tiling.block_k);
     if keep == 0 {
         let blocks = tokens.div_ceil(recipe.tiling.block_k.max(1));

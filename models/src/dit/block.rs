@@ -14,7 +14,6 @@ pub(super) struct Block<'a> {
     pub recipe: &'a Recipe,
     pub params: Params<'a>,
     pub batch: usize,
-    pub tokens: usize,
     pub grid_rope: (Value, Value),
 }
 
@@ -26,7 +25,8 @@ pub(super) fn chunk(g: &mut Graph, e: Value, i: usize) -> Value {
 }
 
 impl Block<'_> {
-    /// `x [b*l, dim]`, time projection `e0 [b, 6, dim]` and the text's keys and values to the next `x`.
+    /// `x [b*l, dim]`, time projection `e0 [b, 6, dim]` and the text's keys and values, each `[b*text_len, dim]`, to the
+    /// next `x`.
     pub(super) fn forward(&self, g: &mut Graph, x: Value, e0: Value, text: (Value, Value)) -> Value {
         let dim = self.config.dim;
         let modulation = self.params.typed(g, &g.path("modulation"), &[1, 6, dim], DType::F32);
@@ -43,10 +43,8 @@ impl Block<'_> {
         let input = self.affine(g, &linears, x);
         let x = g.scope("cross_attn", |g| {
             let q = linears.apply(g, "q", &input, dim);
-            let q = self.sequence(g, q);
             let q = attention::rms_norm(g, self.params, "norm_q", q, self.config.eps);
-            let y = attention::dense(g, self.config.heads, q, text.0, text.1);
-            let y = self.rows(g, y);
+            let y = attention::dense(g, [self.batch, self.config.heads], [q, text.0, text.1]);
             let y = linears.input(g, y);
             linears.residual(g, "o", &y, x, None)
         });
@@ -66,16 +64,14 @@ impl Block<'_> {
     ) -> super::linear::Input {
         let [q, k, v] = ["q", "k", "v"].map(|leaf| {
             let y = linears.apply(g, leaf, input, self.config.dim);
-            let y = g.label(y, leaf);
-            self.sequence(g, y)
+            g.label(y, leaf)
         });
         let q = attention::norm_rope(g, self.config, self.params, "norm_q", q, self.grid_rope);
         let q = g.label(q, "q_rope");
         let k = attention::norm_rope(g, self.config, self.params, "norm_k", k, self.grid_rope);
         let k = g.label(k, "k_rope");
-        let y = attention::self_attention(g, self.config, self.recipe, self.params, q, k, v);
+        let y = attention::self_attention(g, self.config, self.recipe, self.params, self.batch, [q, k, v]);
         let y = g.label(y, "attn");
-        let y = self.rows(g, y);
         linears.input(g, y)
     }
 
@@ -87,7 +83,6 @@ impl Block<'_> {
         shift: Value,
         scale: Value,
     ) -> super::linear::Input {
-        let x = self.sequence(g, x);
         let scale = g.add_scalar(scale, 1.0);
         linears.norm_input(g, x, scale, shift, self.config.eps)
     }
@@ -98,18 +93,69 @@ impl Block<'_> {
             return linears.input(g, x);
         }
         let dim = self.config.dim;
-        let x = self.sequence(g, x);
         let [scale, shift] = ["weight", "bias"].map(|leaf| {
             self.params.reshaped(g, &g.path(&format!("norm3.{leaf}")), &[dim], DType::F32, &[1, dim])
         });
         linears.norm_input(g, x, scale, shift, self.config.eps)
     }
+}
 
-    fn sequence(&self, g: &mut Graph, x: Value) -> Value {
-        g.reshape(x, &[self.batch, self.tokens, self.config.dim])
+#[cfg(test)]
+mod tests {
+    use super::super::{Attention, Linear};
+    use super::*;
+    use crate::Weights;
+
+    /// Any weight of a block whose widths are all 128.
+    struct Square;
+
+    impl Weights for Square {
+        fn info(&self, name: &str) -> Option<(DType, Vec<usize>)> {
+            let (stem, leaf) = name.rsplit_once('.')?;
+            match leaf {
+                "int8_weight" => Some((DType::I8, vec![128, 128])),
+                "scale" => Some((DType::F32, vec![1, 1])),
+                "modulation" => Some((DType::F32, vec![1, 6, 128])),
+                "weight" if !stem.contains("norm") => Some((DType::Bf16, vec![128, 128])),
+                _ => Some((DType::F32, vec![128])),
+            }
+        }
     }
 
-    fn rows(&self, g: &mut Graph, x: Value) -> Value {
-        g.reshape(x, &[self.batch * self.tokens, self.config.dim])
+    /// To TensorRT a reshape between plugins is a copy: rows stay rows from one op to the next.
+    #[test]
+    fn only_the_modulation_is_reshaped() {
+        let config = Config {
+            dim: 128,
+            ffn_dim: 128,
+            heads: 1,
+            layers: 1,
+            in_dim: 16,
+            out_dim: 16,
+            text_len: 7,
+            text_dim: 128,
+            freq_dim: 128,
+            eps: 1e-6,
+            has_proj_l: true,
+            quantized: false,
+        };
+        for linear in [Linear::W8a8, Linear::Bf16] {
+            for attention in [Attention::Dense, Attention::Sage, Attention::Sla, Attention::SageSla] {
+                let recipe = Recipe { attention, linear, topk: 0.5, ..Recipe::default() };
+                let params = Params::converted(&Square, DType::Bf16);
+                let mut g = Graph::new("block");
+                let x = g.input("x", DType::Bf16, &[300, 128]);
+                let e0 = g.input("e0", DType::F32, &[1, 6, 128]);
+                let text = ["k", "v"].map(|name| g.input(name, DType::Bf16, &[7, 128]));
+                let grid_rope = super::super::rope::table(&mut g, 128, [3, 10, 10]);
+                let block = Block { config: &config, recipe: &recipe, params, batch: 1, grid_rope };
+                let y = g.scope("blocks.0", |g| block.forward(g, x, e0, (text[0], text[1])));
+                g.output("y", y);
+                let g = g.finish().unwrap();
+                let reshaped = g.nodes().iter().filter(|node| node.op == "Reshape");
+                let shapes: Vec<&[usize]> = reshaped.map(|node| g.shape(node.outputs[0])).collect();
+                assert_eq!(shapes, [[1, 128]; 6], "{linear:?} {attention:?}");
+            }
+        }
     }
 }

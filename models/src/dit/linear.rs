@@ -61,14 +61,10 @@ impl<'a> Linears<'a> {
         }
     }
 
-    /// `norm(x) * scale + shift` over `x [b, l, c]` as input rows of the linears that follow.
+    /// `norm(x) * scale + shift` of rows `[m, c]` as input of the linears that follow; as [`super::attention::norm`].
     pub(super) fn norm_input(&self, g: &mut Graph, x: Value, scale: Value, shift: Value, eps: f32) -> Input {
         match self.kind {
-            Linear::Bf16 => {
-                let (rows, c) = (g.dim(x, 0) * g.dim(x, 1), g.dim(x, 2));
-                let y = super::attention::norm(g, "layer", x, scale, shift, eps);
-                Input::Plain(g.reshape(y, &[rows, c]))
-            }
+            Linear::Bf16 => Input::Plain(super::attention::norm(g, "layer", x, scale, shift, eps)),
             Linear::W8a8 => {
                 let attrs = Attrs::new().choice("kind", "layer").float("eps", eps);
                 let out = turbo_ops::emit(g, "TurboNormQuantize", attrs, &[x, scale, shift]);
@@ -137,12 +133,17 @@ impl<'a> Linears<'a> {
                 let y = self.apply(g, leaf, x, n);
                 let y = g.label(y, leaf);
                 let Some(gate) = gate else { return g.add(residual, y) };
-                let groups = g.dim(gate, 0);
                 let gate = g.cast(gate, self.params.compute);
-                let gate = g.reshape(gate, &[groups, 1, n]);
-                let y = g.reshape(y, &[groups, m / groups.max(1), n]);
-                let y = g.mul(y, gate);
-                let y = g.reshape(y, &[m, n]);
+                let y = match g.dim(gate, 0) {
+                    // Without a reshape, which to TensorRT is a copy.
+                    1 => g.mul(y, gate),
+                    groups => {
+                        let gate = g.reshape(gate, &[groups, 1, n]);
+                        let y = g.reshape(y, &[groups, m / groups.max(1), n]);
+                        let y = g.mul(y, gate);
+                        g.reshape(y, &[m, n])
+                    }
+                };
                 g.add(residual, y)
             }
             Input::Quantized(q, s) => {

@@ -51,7 +51,7 @@ impl LatentSize {
 }
 
 /// The text side: `text_emb [b, text_len, text_dim]` to the cross-attention keys and values of every block,
-/// `blocks.N.cross_attn.k` and `.v`, each `[b, text_len, dim]`.
+/// `blocks.N.cross_attn.k` and `.v`, each `[b*text_len, dim]`.
 ///
 /// Padded rows are zero on input but not afterwards (the biases see to that) and are attended to, as upstream.
 ///
@@ -80,10 +80,8 @@ pub fn context(
         let path = format!("blocks.{i}.cross_attn");
         let (k, v) = g.scope(&path, |g| {
             let k = linears.apply(g, "k", &input, config.dim);
-            let k = g.reshape(k, &[batch, config.text_len, config.dim]);
             let k = attention::rms_norm(g, params, "norm_k", k, config.eps);
-            let v = linears.apply(g, "v", &input, config.dim);
-            (k, g.reshape(v, &[batch, config.text_len, config.dim]))
+            (k, linears.apply(g, "v", &input, config.dim))
         });
         outputs.push((format!("{path}.k"), k));
         outputs.push((format!("{path}.v"), v));
@@ -161,7 +159,7 @@ pub fn denoiser_part(
     };
     let texts: Vec<(usize, (Value, Value))> = blocks
         .map(|i| {
-            let shape = [batch, config.text_len, config.dim];
+            let shape = [batch * config.text_len, config.dim];
             let k = g.input(&format!("blocks.{i}.cross_attn.k"), params.compute, &shape);
             (i, (k, g.input(&format!("blocks.{i}.cross_attn.v"), params.compute, &shape)))
         })
@@ -181,13 +179,13 @@ pub fn denoiser_part(
     let rope = rope::table(&mut g, config.head_dim(), [t, h, w]);
     for (i, text) in texts {
         x = g.scope(&format!("blocks.{i}"), |g| {
-            block::Block { config, recipe, params, batch, tokens, grid_rope: rope }.forward(g, x, e0, text)
+            block::Block { config, recipe, params, batch, grid_rope: rope }.forward(g, x, e0, text)
         });
         g.label(x, &format!("blocks.{i}"));
     }
     match e.filter(|_| is_last) {
         Some(e) => {
-            let x = g.scope("head", |g| head(g, config, params, x, e, batch, tokens));
+            let x = g.scope("head", |g| head(g, config, params, x, e));
             let x = unpatchify(&mut g, x, config.out_dim, batch, [t, h, w]);
             g.output("velocity", x);
         }
@@ -238,24 +236,14 @@ fn time_embedding(g: &mut Graph, config: &Config, params: Params<'_>, time: Valu
 }
 
 /// Upstream `Head`: modulated LayerNorm and a linear, in f32. Gives `[b*l, kt*kh*kw*out_dim]`.
-fn head(
-    g: &mut Graph,
-    config: &Config,
-    params: Params<'_>,
-    x: Value,
-    e: Value,
-    batch: usize,
-    tokens: usize,
-) -> Value {
+fn head(g: &mut Graph, config: &Config, params: Params<'_>, x: Value, e: Value) -> Value {
     let modulation = params.typed(g, "head.modulation", &[1, 2, config.dim], DType::F32);
-    let e = g.reshape(e, &[batch, 1, config.dim]);
+    let e = g.reshape(e, &[g.dim(e, 0), 1, config.dim]);
     let e = g.add(modulation, e);
     let (shift, scale) = (block::chunk(g, e, 0), block::chunk(g, e, 1));
     let scale = g.add_scalar(scale, 1.0);
     let x = g.cast(x, DType::F32);
-    let x = g.reshape(x, &[batch, tokens, config.dim]);
     let x = attention::norm(g, "layer", x, scale, shift, config.eps);
-    let x = g.reshape(x, &[batch * tokens, config.dim]);
     let out = config.out_dim * PATCH.iter().product::<usize>();
     let f32_linears = Linears::plain(params.in_type(DType::F32));
     let x = f32_linears.apply(g, "head", &linear::Input::Plain(x), out);

@@ -100,6 +100,7 @@ pub fn text_encoder(
     let mask = g.input("mask", DType::F32, &[batch, text_len]);
     // Gathered in the stored type: only the prompt's rows are widened.
     let table = params.stored(&mut g, "token_embedding.weight", &[config.vocab, config.dim]);
+    let ids = g.reshape(ids, &[batch * text_len]);
     let x = g.gather(table, ids);
     let x = g.cast(x, params.compute);
     let mut x = g.label(x, "token_embedding");
@@ -115,6 +116,7 @@ pub fn text_encoder(
     let x = encoder.norm(&mut g, "norm", x);
     let x = g.label(x, "norm");
     let x = g.cast(x, DType::F32);
+    let x = g.reshape(x, &[batch, text_len, config.dim]);
     let rows = g.reshape(mask, &[batch, text_len, 1]);
     // Rows beyond the prompt are replaced, not scaled: what they hold need not be finite.
     let inside = g.cast(rows, DType::Bool);
@@ -162,19 +164,16 @@ impl Encoder<'_> {
         g.gemm(x, weight, None)
     }
 
-    /// `T5SelfAttention`.
+    /// `T5SelfAttention` of rows `[b * l, dim]`.
     fn block(&self, g: &mut Graph, x: Value, mask: Value, positions: Value) -> Value {
-        let shape = [self.batch, self.text_len, self.config.dim];
         let y = self.norm(g, "norm1", x);
         let y = g.label(y, "norm1");
         let bias = self.position_bias(g, positions);
         let y = g.scope("attn", |g| self.attention(g, y, mask, bias));
-        let y = g.reshape(y, &shape);
         let y = g.label(y, "attn");
         let x = g.add(x, y);
         let y = self.norm(g, "norm2", x);
         let y = g.scope("ffn", |g| self.feed_forward(g, y));
-        let y = g.reshape(y, &shape);
         let y = g.label(y, "ffn");
         g.add(x, y)
     }
@@ -182,9 +181,8 @@ impl Encoder<'_> {
     fn attention(&self, g: &mut Graph, x: Value, mask: Value, bias: Value) -> Value {
         let c = self.config;
         let (b, l) = (self.batch, self.text_len);
-        let rows = g.reshape(x, &[b * l, c.dim]);
         let [q, k, v] = ["q", "k", "v"].map(|leaf| {
-            let y = self.linear(g, leaf, rows, c.dim_attn);
+            let y = self.linear(g, leaf, x, c.dim_attn);
             let y = g.reshape(y, &[b, l, c.heads, c.dim_attn / c.heads]);
             g.transpose(y, &[0, 2, 1, 3])
         });
@@ -214,10 +212,9 @@ impl Encoder<'_> {
     /// `T5FeedForward`: gated, with the tanh form of GELU.
     fn feed_forward(&self, g: &mut Graph, x: Value) -> Value {
         let c = self.config;
-        let rows = g.reshape(x, &[self.batch * self.text_len, c.dim]);
-        let gate = self.linear(g, "gate.0", rows, c.dim_ffn);
+        let gate = self.linear(g, "gate.0", x, c.dim_ffn);
         let gate = g.gelu_tanh(gate);
-        let up = self.linear(g, "fc1", rows, c.dim_ffn);
+        let up = self.linear(g, "fc1", x, c.dim_ffn);
         let hidden = g.mul(up, gate);
         self.linear(g, "fc2", hidden, c.dim)
     }

@@ -141,15 +141,15 @@ fn benches(model: &Model) -> Vec<Bench> {
                 all.push(Bench { op, model: name, form: form.to_string(), case, operations });
             }
         };
-    let tokens = [("b", 1), ("l", l), ("c", c)];
+    let tokens = [("m", l), ("c", c)];
     let and = |more: &[(&'static str, usize)]| [&tokens, more].concat();
     let kind = |kind: &str| Attrs::new().choice("kind", kind).float("eps", 1e-6);
-    let with_heads = Attrs::new().int("heads", heads);
+    let with_heads = Attrs::new().int("batch", 1).int("heads", heads);
     for word in ["layer", "rms"] {
         add("TurboNorm", word, kind(word), &and(&[("g", 1)]), None);
     }
     add("TurboNormQuantize", "layer", kind("layer"), &and(&[("g", 1)]), None);
-    add("TurboNormRope", "", with_heads.clone().float("eps", 1e-6), &tokens, None);
+    add("TurboNormRope", "", Attrs::new().int("heads", heads).float("eps", 1e-6), &and(&[("l", l)]), None);
     for k in [c, ffn] {
         add("TurboQuantize", &format!("k={k}"), Attrs::new(), &[("m", l), ("k", k)], None);
     }
@@ -182,11 +182,11 @@ fn benches(model: &Model) -> Vec<Bench> {
             let attrs = tiled.clone().choice("pv", pv);
             let form = format!("{tiling} {pv}");
             add("TurboSageSla", &format!("{form} top 0.1"), attrs.clone(), &and(&[("keep", keep)]), sparse);
-            add("TurboSageAttention", &form, attrs, &and(&[("s", l)]), dense(l));
+            add("TurboSageAttention", &form, attrs, &and(&[("n", l)]), dense(l));
         }
     }
-    add("TurboAttention", "self", with_heads.clone(), &and(&[("s", l)]), dense(l));
-    add("TurboAttention", "cross", with_heads, &and(&[("s", PROMPT)]), dense(PROMPT));
+    add("TurboAttention", "self", with_heads.clone(), &and(&[("n", l)]), dense(l));
+    add("TurboAttention", "cross", with_heads, &and(&[("n", PROMPT)]), dense(PROMPT));
     all
 }
 
@@ -249,7 +249,7 @@ fn random(element: Element, bytes: usize) -> Vec<u8> {
 
 /// Kept key blocks of every query block, ascending: one from each of `keep` equal parts.
 fn block_map(case: &Case, shape: &[usize]) -> Vec<u8> {
-    let key_blocks = case.dims.get("l").div_ceil(case.attrs.get_int("block_k").max(1));
+    let key_blocks = case.dims.get("m").div_ceil(case.attrs.get_int("block_k").max(1));
     let keep = shape.last().copied().unwrap_or(1).max(1);
     let mut rng = Rng::new(5);
     let part = |i: usize| i % keep * key_blocks / keep..(i % keep + 1) * key_blocks / keep;
@@ -281,7 +281,7 @@ mod tests {
     fn block_maps_ascend_within_bounds() {
         let attrs = Attrs::new().int("block_k", 64);
         let case =
-            Case { name: String::new(), attrs, dims: Dims::of(&[("l", 1000)]), seed: 0, tol: Vec::new() };
+            Case { name: String::new(), attrs, dims: Dims::of(&[("m", 1000)]), seed: 0, tol: Vec::new() };
         let bytes = block_map(&case, &[1, 2, 50, 5]);
         let lut = crate::elements::decode(&bytes, &[500], Element::I32);
         let lut = lut.as_i32();

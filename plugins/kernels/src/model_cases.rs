@@ -43,7 +43,7 @@ fn case(op: &Op, attrs: Attrs, axes: &[(&'static str, usize)]) -> Case {
     let alike = own.iter().find(|case| case.attrs.get("pv") == attrs.get("pv"));
     let mut name = "model".to_string();
     axes.iter().for_each(|(axis, size)| name += &format!(" {axis}={size}"));
-    for attr in ["kind", "activation", "block_q", "pv"] {
+    for attr in ["batch", "kind", "activation", "block_q", "pv"] {
         match attrs.get(attr) {
             Some(turbo_ops::AttrValue::Choice(word)) => name += &format!(" {word}"),
             Some(turbo_ops::AttrValue::Int(value)) => name += &format!(" {attr}={value}"),
@@ -59,8 +59,8 @@ fn norms(op: &Op) -> Vec<Case> {
     for kind in ["layer", "rms"] {
         let attrs = Attrs::new().choice("kind", kind).float("eps", 1e-6);
         for (c, _) in WIDTHS {
-            for [b, l, g] in [[1, ROWS, 1], [2, 333, 2], [2, 333, 1]] {
-                all.push(case(op, attrs.clone(), &[("b", b), ("l", l), ("c", c), ("g", g)]));
+            for [m, g] in [[ROWS, 1], [666, 2], [666, 1]] {
+                all.push(case(op, attrs.clone(), &[("m", m), ("c", c), ("g", g)]));
             }
         }
     }
@@ -71,7 +71,7 @@ fn ropes(op: &Op) -> Vec<Case> {
     let size = |(c, heads): (usize, usize)| {
         [[1, ROWS], [2, 333]].map(|[b, l]| {
             let attrs = Attrs::new().int("heads", heads).float("eps", 1e-6);
-            case(op, attrs, &[("b", b), ("l", l), ("c", c)])
+            case(op, attrs, &[("m", b * l), ("l", l), ("c", c)])
         })
     };
     WIDTHS.into_iter().flat_map(size).collect()
@@ -107,8 +107,8 @@ fn linears(op: &Op) -> Vec<Case> {
 fn dense(op: &Op) -> Vec<Case> {
     let mut all = Vec::new();
     for [b, l, s, heads] in [[1, ROWS, 512, 12], [2, 333, 77, 2], [1, 777, 777, 3]] {
-        let axes = [("b", b), ("l", l), ("s", s), ("c", heads * 128)];
-        let attrs = Attrs::new().int("heads", heads);
+        let axes = [("m", b * l), ("n", b * s), ("c", heads * 128)];
+        let attrs = Attrs::new().int("batch", b).int("heads", heads);
         all.extend(forms(op, attrs).into_iter().map(|attrs| case(op, attrs, &axes)));
     }
     all
@@ -121,11 +121,11 @@ fn sparse(op: &Op, l: usize, heads: usize) -> Vec<Case> {
         let blocks = |l: usize| l.div_ceil(attrs.get_int("block_k"));
         let (tenth, few) = ((blocks(l) / 10).max(1), blocks(l / 3).min(4));
         for (b, l, keep) in [(1, l, tenth), (1, l, blocks(l)), (2, l / 3, few)] {
-            let mut attrs = attrs.clone();
+            let mut attrs = attrs.clone().int("batch", b);
             if op.attrs.iter().any(|def| def.name == "keep") {
                 attrs = attrs.int("keep", keep);
             }
-            all.push(case(op, attrs, &[("b", b), ("l", l), ("c", heads * 128), ("keep", keep)]));
+            all.push(case(op, attrs, &[("m", b * l), ("c", heads * 128), ("keep", keep)]));
         }
     }
     all

@@ -191,8 +191,8 @@ mod tests {
         let word = |text: &str| CString::new(text).unwrap();
         let expected = [(word("eps"), Setting::Float(1e-6)), (word("kind"), Setting::Word(word("rms")))];
         assert_eq!(settings(op, &attrs, Element::Bf16).unwrap(), expected);
-        let attrs = Attrs::new().int("heads", 12);
-        let expected = [(word("heads"), Setting::Int(12))];
+        let attrs = Attrs::new().int("batch", 2).int("heads", 12);
+        let expected = [(word("batch"), Setting::Int(2)), (word("heads"), Setting::Int(12))];
         assert_eq!(settings(&turbo_ops::attention::OP, &attrs, Element::F16).unwrap(), expected);
     }
 

@@ -12,11 +12,11 @@ constexpr int32_t kBlockK = attn::kExactTile;
 
 Status prepare(TurboAttention::Attrs const& attrs, Call const& call, size_t* bytes) {
     *bytes = 0;
-    return attn::checkShape(call, attrs.heads);
+    return attn::checkShape(call, attrs);
 }
 
 Status launch(TurboAttention::Attrs const& attrs, Call const& call, void*, cudaStream_t stream) {
-    attn::Shape const shape = attn::shapeOf(call, attrs.heads);
+    attn::Shape const shape = attn::shapeOf(call, attrs);
     attn::Kept const all{nullptr, attn::ceilDiv(shape.s, kBlockK)};
     return attn::byType(call.in[0].type, [&](auto type) {
         attn::Linear<decltype(type)> const none{};

@@ -4,20 +4,20 @@
 
 use turbo_graph::{Graph, Value};
 
-use crate::block_map::{BLC, heads_divide};
+use crate::block_map::{ROWS, heads_and_batch_divide};
 use crate::cases::sample_inputs;
 use crate::common::attn::{Attention, Form};
 use crate::common::{attn_expand, attn_reference};
 use crate::sla::{ATTRS, OUTPUTS};
 use crate::{Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
 
-const BSC: &[Dim] = &[Dim::Axis("b"), Dim::Axis("s"), Dim::Axis("c")];
+const KEYS: &[Dim] = &[Dim::Axis("n"), Dim::Axis("c")];
 
 /// Inputs of dense attention.
 pub const INPUTS: &[TensorDef] = &[
-    TensorDef { name: "q", ty: Ty::T, dims: BLC, doc: "queries" },
-    TensorDef { name: "k", ty: Ty::T, dims: BSC, doc: "keys" },
-    TensorDef { name: "v", ty: Ty::T, dims: BSC, doc: "values" },
+    TensorDef { name: "q", ty: Ty::T, dims: ROWS, doc: "queries" },
+    TensorDef { name: "k", ty: Ty::T, dims: KEYS, doc: "keys" },
+    TensorDef { name: "v", ty: Ty::T, dims: KEYS, doc: "values" },
 ];
 
 /// Blocks by which the work is divided where the op has none of its own.
@@ -26,13 +26,13 @@ const BLOCKS: [usize; 2] = [64, 128];
 /// The op.
 pub const OP: Op = Op {
     name: "TurboAttention",
-    version: 1,
+    version: 2,
     summary: "o = softmax(q k^T / sqrt(d)) v",
-    doc: "No mask: every query attends to every key.",
-    attrs: &[ATTRS[0]],
+    doc: "No mask: every query attends to every key of its batch entry.",
+    attrs: &[ATTRS[0], ATTRS[1]],
     inputs: INPUTS,
     outputs: OUTPUTS,
-    constraint: heads_divide,
+    constraint: heads_and_batch_divide,
     reference: |attrs, inputs| reference(Form::Exact, BLOCKS, attrs, inputs),
     cpu: |attrs, inputs, outputs| cpu(Form::Exact, BLOCKS, attrs, inputs, outputs),
     expand: Some(|g, attrs, inputs| expand(Form::Exact, BLOCKS, g, attrs, inputs)),
@@ -42,15 +42,16 @@ pub const OP: Op = Op {
 
 /// Dense attention in f64.
 pub fn reference(form: Form, blocks: [usize; 2], attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
-    let [b, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
-    let (heads, s) = (attrs.get_int("heads"), inputs[1].shape[1]);
-    let mut out = vec![0.0; b * l * c];
+    let (m, c, b, heads) =
+        (inputs[0].shape[0], inputs[0].shape[1], attrs.get_int("batch"), attrs.get_int("heads"));
+    let (l, s) = (m / b, inputs[1].shape[0] / b);
+    let mut out = vec![0.0; m * c];
     for (batch, h) in (0..b).flat_map(|b| (0..heads).map(move |h| (b, h))) {
-        let qkv = [0, 1, 2].map(|i| attn_reference::head(&inputs[i], heads, batch, h));
+        let qkv = [0, 1, 2].map(|i| attn_reference::head(&inputs[i], [b, heads], batch, h));
         let rows = attn_reference::attend(form, qkv, blocks, |_| (0..s.div_ceil(blocks[1])).collect());
         attn_reference::store(&mut out, &rows, [l, c], batch, h);
     }
-    vec![Tensor::f64(&[b, l, c], out)]
+    vec![Tensor::f64(&[m, c], out)]
 }
 
 /// Dense attention in f32.
@@ -61,22 +62,24 @@ pub fn cpu(
     inputs: &[TensorRef<'_>],
     outputs: &mut [TensorMut<'_>],
 ) {
-    let s = inputs[1].shape[1];
+    let [batch, heads] = ["batch", "heads"].map(|name| attrs.get_int(name));
+    let s = inputs[1].shape[0] / batch;
     let all: Vec<usize> = (0..s.div_ceil(blocks[1])).collect();
     let qkv = [inputs[0], inputs[1], inputs[2]];
-    let attention = Attention { form, qkv, heads: attrs.get_int("heads"), blocks, proj: None };
+    let attention = Attention { form, qkv, batch, heads, blocks, proj: None };
     attention.run(outputs[0].f32(), |_, _| all.clone());
 }
 
 /// Dense attention in standard operators.
 pub fn expand(form: Form, blocks: [usize; 2], g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
     let dtype = g.dtype(inputs[0]);
-    let qkv = [0, 1, 2].map(|i| attn_expand::heads(g, inputs[i], attrs.get_int("heads")));
+    let split = ["batch", "heads"].map(|name| attrs.get_int(name));
+    let qkv = [0, 1, 2].map(|i| attn_expand::heads(g, inputs[i], split));
     let o = attn_expand::attend(g, form, qkv, blocks, None);
     vec![attn_expand::join(g, o, dtype)]
 }
 
-/// Tokens, keys, heads and head size of the cases; `with` adds an op's own attributes, given the keys' number.
+/// Batch, tokens, keys, heads and head size of the cases; `with` adds an op's own attributes, given the keys' number.
 pub fn cases(with: impl Fn(Attrs, usize) -> Attrs, tol: Tol) -> Vec<Case> {
     let sizes = [
         ("one of each", [1, 1, 1, 1, 4]),
@@ -86,8 +89,8 @@ pub fn cases(with: impl Fn(Attrs, usize) -> Attrs, tol: Tol) -> Vec<Case> {
     ];
     let case = |(name, [b, l, s, heads, d]): (&str, [usize; 5])| Case {
         name: name.to_string(),
-        attrs: with(Attrs::new().int("heads", heads), s),
-        dims: Dims::of(&[("b", b), ("l", l), ("s", s), ("c", heads * d)]),
+        attrs: with(Attrs::new().int("batch", b).int("heads", heads), s),
+        dims: Dims::of(&[("m", b * l), ("n", b * s), ("c", heads * d)]),
         seed: 41,
         tol: vec![tol],
     };

@@ -186,9 +186,9 @@ struct Plan {
     size_t queries, sums, keys;  // bytes, each a multiple of 256
 
     Plan(TurboBlockMap::Attrs const& attrs, Tensor const& q)
-        : b(q.dim[0]),
-          l(q.dim[1]),
-          c(q.dim[2]),
+        : b(attrs.batch),
+          l(q.dim[0] / b),
+          c(q.dim[1]),
           blocksQ(ceilDiv(l, attrs.block_q)),
           blocksK(ceilDiv(l, attrs.block_k)),
           queries(bytes(b * blocksQ * c)),
@@ -199,10 +199,11 @@ struct Plan {
 };
 
 template <class T>
-void sum(Tensor const& x, double* sums, int64_t blocks, int64_t block, cudaStream_t stream) {
-    int64_t const b = x.dim[0], l = x.dim[1], c = x.dim[2], count = b * blocks * c;
+void sum(Tensor const& x, double* sums, Plan const& plan, int64_t blocks, int64_t block,
+         cudaStream_t stream) {
+    int64_t const count = plan.b * blocks * plan.c;
     sumKernel<T><<<static_cast<uint32_t>(ceilDiv(count, kThreads)), kThreads, 0, stream>>>(
-        static_cast<T const*>(x.data), sums, count, l, c, block);
+        static_cast<T const*>(x.data), sums, count, plan.l, plan.c, block);
 }
 
 }  // namespace
@@ -210,10 +211,11 @@ void sum(Tensor const& x, double* sums, int64_t blocks, int64_t block, cudaStrea
 Status prepare(TurboBlockMap::Attrs const& attrs, Call const& call, size_t* bytes) {
     *bytes = 0;
     Tensor const& q = call.in[TurboBlockMap::kInQ];
-    if (attrs.heads <= 0 || attrs.block_q <= 0 || attrs.block_k <= 0) {
-        return {"`heads`, `block_q` and `block_k` must be positive"};
+    if (attrs.batch <= 0 || attrs.heads <= 0 || attrs.block_q <= 0 || attrs.block_k <= 0) {
+        return {"`batch`, `heads`, `block_q` and `block_k` must be positive"};
     }
-    if (q.dim[2] == 0 || q.dim[2] % attrs.heads != 0) return {"`heads` must divide axis `c` of `q`"};
+    if (q.dim[0] % attrs.batch != 0) return {"`batch` must divide the rows of `q`"};
+    if (q.dim[1] == 0 || q.dim[1] % attrs.heads != 0) return {"`heads` must divide axis `c` of `q`"};
     Plan const plan(attrs, q);
     if (attrs.keep < 0 || attrs.keep > plan.blocksK) return {"`keep` must be 0 to the number of key blocks"};
     if (plan.c / attrs.heads + plan.blocksK > kScoredMax) {
@@ -249,8 +251,8 @@ Status launch(TurboBlockMap::Attrs const& attrs, Call const& call, void* workspa
                               attrs.keep};
     return withType(q.type, [&](auto tag) {
         using T = typename decltype(tag)::Type;
-        sum<T>(q, queries, plan.blocksQ, attrs.block_q, stream);
-        sum<T>(k, sums, plan.blocksK, attrs.block_k, stream);
+        sum<T>(q, queries, plan, plan.blocksQ, attrs.block_q, stream);
+        sum<T>(k, sums, plan, plan.blocksK, attrs.block_k, stream);
         auto const turns = static_cast<uint32_t>(plan.b * ceilDiv(c, kTurn));
         centerKernel<<<turns, kTurn * kTurn, 0, stream>>>(sums, keys, l, c, attrs.block_k);
         map<kQueriesMax>(arguments, plan.b, stream);

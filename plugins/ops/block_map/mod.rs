@@ -9,36 +9,39 @@ use crate::cases::sample_inputs;
 use crate::common::attn_pack::Rows;
 use crate::common::attn_reference::dot;
 use crate::common::{attn_expand, attn_reference};
+use crate::sla::ATTRS;
 use crate::{
     AttrDef, AttrKind, Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty,
 };
 
-/// `[b, l, heads * d]`.
-pub const BLC: &[Dim] = &[Dim::Axis("b"), Dim::Axis("l"), Dim::Axis("c")];
-/// Query blocks.
-pub const BLOCKS_Q: Dim = Dim::CeilDiv(&Dim::Axis("l"), &Dim::Attr("block_q"));
+/// `[batch * l, heads * d]`.
+pub const ROWS: &[Dim] = &[Dim::Axis("m"), Dim::Axis("c")];
+/// Query blocks of a batch entry.
+pub const BLOCKS_Q: Dim =
+    Dim::CeilDiv(&Dim::Div(&Dim::Axis("m"), &Dim::Attr("batch")), &Dim::Attr("block_q"));
 
 /// The op.
 pub const OP: Op = Op {
     name: "TurboBlockMap",
-    version: 1,
+    version: 2,
     summary: "lut = top-k of mean_pool(q) . mean_pool(k - mean(k)), ascending",
     doc: "Pools average the real rows of a ragged last block. Scores are not scaled. Of equal scores the lower block \
           wins.",
     attrs: &[
-        AttrDef { name: "heads", kind: AttrKind::Int, doc: "attention heads" },
-        AttrDef { name: "block_q", kind: AttrKind::Int, doc: "queries of a block" },
-        AttrDef { name: "block_k", kind: AttrKind::Int, doc: "keys of a block" },
+        ATTRS[0],
+        ATTRS[1],
+        ATTRS[2],
+        ATTRS[3],
         AttrDef { name: "keep", kind: AttrKind::Int, doc: "key blocks that each query block keeps" },
     ],
     inputs: &[
-        TensorDef { name: "q", ty: Ty::T, dims: BLC, doc: "queries" },
-        TensorDef { name: "k", ty: Ty::T, dims: BLC, doc: "keys" },
+        TensorDef { name: "q", ty: Ty::T, dims: ROWS, doc: "queries" },
+        TensorDef { name: "k", ty: Ty::T, dims: ROWS, doc: "keys" },
     ],
     outputs: &[TensorDef {
         name: "lut",
         ty: Ty::I32,
-        dims: &[Dim::Axis("b"), Dim::Attr("heads"), BLOCKS_Q, Dim::Attr("keep")],
+        dims: &[Dim::Attr("batch"), Dim::Attr("heads"), BLOCKS_Q, Dim::Attr("keep")],
         doc: "kept key blocks, ascending",
     }],
     constraint,
@@ -50,19 +53,24 @@ pub const OP: Op = Op {
 };
 
 fn constraint(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
-    let blocks = dims.get("l").div_ceil(attrs.get_int("block_k"));
+    heads_and_batch_divide(attrs, dims)?;
+    let blocks = (dims.get("m") / attrs.get_int("batch")).div_ceil(attrs.get_int("block_k"));
     let keep = attrs.get_int("keep");
-    heads_divide(attrs, dims)?;
     if keep <= blocks { Ok(()) } else { Err(format!("`keep` is {keep}, there are {blocks} key blocks")) }
 }
 
-/// The width is a whole number of heads.
-pub fn heads_divide(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
-    let (c, heads) = (dims.get("c"), attrs.get_int("heads"));
-    if c > 0 && c.is_multiple_of(heads) {
-        Ok(())
-    } else {
-        Err(format!("axis `c` is {c}, which {heads} heads do not divide"))
+/// The width is a whole number of heads, and rows are a whole number of tokens for each batch entry, at least one.
+pub fn heads_and_batch_divide(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
+    let (c, heads, batch) = (dims.get("c"), attrs.get_int("heads"), attrs.get_int("batch"));
+    if c == 0 || !c.is_multiple_of(heads) {
+        return Err(format!("axis `c` is {c}, which {heads} heads do not divide"));
+    }
+    let whole = |rows: usize| rows > 0 && rows.is_multiple_of(batch);
+    match dims.iter().find(|&(axis, rows)| ["m", "n"].contains(&axis) && !whole(rows)) {
+        None => Ok(()),
+        Some((axis, rows)) => {
+            Err(format!("axis `{axis}` is {rows}, which a batch of {batch} does not divide into sequences"))
+        }
     }
 }
 
@@ -79,12 +87,13 @@ fn best(scores: &[f64], keep: usize) -> Vec<i32> {
 }
 
 fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
-    let [b, l, _] = [0, 1, 2].map(|i| inputs[0].shape[i]);
-    let [heads, block_q, block_k, keep] = ["heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
+    let [b, heads, block_q, block_k, keep] =
+        ["batch", "heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
+    let l = inputs[0].shape[0] / b;
     let mut lut = Vec::new();
     for (batch, h) in (0..b).flat_map(|b| (0..heads).map(move |h| (b, h))) {
-        let q = attn_reference::head(&inputs[0], heads, batch, h);
-        let mut k = attn_reference::head(&inputs[1], heads, batch, h);
+        let q = attn_reference::head(&inputs[0], [b, heads], batch, h);
+        let mut k = attn_reference::head(&inputs[1], [b, heads], batch, h);
         let mean = attn_reference::mean(&k);
         k.iter_mut().for_each(|row| row.iter_mut().zip(&mean).for_each(|(k, m)| *k -= m));
         let keys: Vec<Vec<f64>> = k.chunks(block_k).map(attn_reference::mean).collect();
@@ -98,11 +107,12 @@ fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
 }
 
 fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
-    let [heads, block_q, block_k, keep] = ["heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
-    let blocks_q = inputs[0].shape[1].div_ceil(block_q);
+    let [b, heads, block_q, block_k, keep] =
+        ["batch", "heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
+    let blocks_q = (inputs[0].shape[0] / b).div_ceil(block_q);
     outputs[0].i32().par_chunks_mut((blocks_q * keep).max(1)).enumerate().for_each(|(head, lut)| {
-        let queries = pooled(Rows::new(&inputs[0], heads, head), block_q, false);
-        let keys = pooled(Rows::new(&inputs[1], heads, head), block_k, true);
+        let queries = pooled(Rows::new(&inputs[0], [b, heads], head), block_q, false);
+        let keys = pooled(Rows::new(&inputs[1], [b, heads], head), block_k, true);
         for (query, lut) in queries.iter().zip(lut.chunks_exact_mut(keep)) {
             let scores: Vec<f64> = keys.iter().map(|key| dot(query, key)).collect();
             lut.copy_from_slice(&best(&scores, keep));
@@ -140,9 +150,9 @@ fn pool(g: &mut Graph, x: Value, block: usize) -> Value {
 }
 
 fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
-    let [heads, block_q, block_k, keep] = ["heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
-    let q = attn_expand::heads(g, inputs[0], heads);
-    let k = attn_expand::heads(g, inputs[1], heads);
+    let [b, heads, block_q, block_k, keep] =
+        ["batch", "heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
+    let [q, k] = [0, 1].map(|i| attn_expand::heads(g, inputs[i], [b, heads]));
     let mean = g.reduce_mean(k, &[2]);
     let k = g.sub(k, mean);
     let q = pool(g, q, block_q);
@@ -177,11 +187,12 @@ fn cases() -> Vec<Case> {
     let case = |(name, [b, l, heads, d, block_q, block_k, keep]): (&str, [usize; 7])| Case {
         name: name.to_string(),
         attrs: Attrs::new()
+            .int("batch", b)
             .int("heads", heads)
             .int("block_q", block_q)
             .int("block_k", block_k)
             .int("keep", keep),
-        dims: Dims::of(&[("b", b), ("l", l), ("c", heads * d)]),
+        dims: Dims::of(&[("m", b * l), ("c", heads * d)]),
         seed: 21,
         tol: vec![Tol::Exact],
     };

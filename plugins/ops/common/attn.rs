@@ -46,8 +46,10 @@ impl Form {
 pub struct Attention<'a> {
     /// Arithmetic of the softmax branch.
     pub form: Form,
-    /// Queries `[b, l, heads * d]`, keys and values `[b, s, heads * d]`.
+    /// Queries `[batch * l, heads * d]`, keys and values `[batch * s, heads * d]`.
     pub qkv: [TensorRef<'a>; 3],
+    /// Batch entries.
+    pub batch: usize,
     /// Heads.
     pub heads: usize,
     /// Queries and keys of a block.
@@ -66,13 +68,14 @@ struct Head {
 impl Attention<'_> {
     /// Computes the output; `kept(batch * heads + head, query block)` gives the key blocks.
     pub fn run(&self, out: &mut [f32], kept: impl Fn(usize, usize) -> Vec<usize> + Sync) {
-        let [b, l, c] = [0, 1, 2].map(|i| self.qkv[0].shape[i]);
-        let (d, s) = (c / self.heads, self.qkv[1].shape[1]);
+        let c = self.qkv[0].shape[1];
+        let [l, s] = [0, 1].map(|i| self.qkv[i].shape[0] / self.batch);
+        let d = c / self.heads;
         // A block that is larger than everything would only waste memory.
         let [block_q, block_k] = [self.blocks[0].min(l.max(1)), self.blocks[1].min(s.max(1))];
         let blocks = l.div_ceil(block_q);
-        let rows = |tensor: usize, head: usize| Rows::new(&self.qkv[tensor], self.heads, head);
-        let all: Vec<usize> = (0..b * self.heads).collect();
+        let rows = |tensor: usize, head: usize| Rows::new(&self.qkv[tensor], [self.batch, self.heads], head);
+        let all: Vec<usize> = (0..self.batch * self.heads).collect();
         for group in all.chunks(TASKS.div_ceil(blocks.max(1))) {
             let prepare = |&head: &usize| Head {
                 keys: Keys::new(self.form, rows(1, head), block_k),

@@ -5,19 +5,19 @@ use turbo_graph::{DType, Graph, Value};
 use super::attn::Form;
 use super::attn_linear::LINEAR_EPS;
 
-/// `[b, l, heads * d]` as `[b, heads, l, d]` in f32.
-pub fn heads(g: &mut Graph, x: Value, heads: usize) -> Value {
-    let [b, l, c] = [0, 1, 2].map(|i| g.dim(x, i));
+/// `[b * l, heads * d]` as `[b, heads, l, d]` in f32.
+pub fn heads(g: &mut Graph, x: Value, [b, heads]: [usize; 2]) -> Value {
+    let (rows, c) = (g.dim(x, 0), g.dim(x, 1));
     let x = g.cast(x, DType::F32);
-    let x = g.reshape(x, &[b, l, heads, c / heads.max(1)]);
+    let x = g.reshape(x, &[b, rows / b.max(1), heads, c / heads.max(1)]);
     g.transpose(x, &[0, 2, 1, 3])
 }
 
-/// `[b, heads, l, d]` back to `[b, l, heads * d]`.
+/// `[b, heads, l, d]` back to `[b * l, heads * d]`.
 pub fn join(g: &mut Graph, x: Value, dtype: DType) -> Value {
     let [b, h, l, d] = [0, 1, 2, 3].map(|i| g.dim(x, i));
     let x = g.transpose(x, &[0, 2, 1, 3]);
-    let x = g.reshape(x, &[b, l, h * d]);
+    let x = g.reshape(x, &[b * l, h * d]);
     g.cast(x, dtype)
 }
 

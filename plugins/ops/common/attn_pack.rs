@@ -1,4 +1,4 @@
-//! Heads taken out of `[b, l, heads * d]` and laid out for the register tiles of [`super::simd`].
+//! Heads taken out of `[b * l, heads * d]` and laid out for the register tiles of [`super::simd`].
 
 use half::f16;
 use rayon::prelude::*;
@@ -24,9 +24,9 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Rows of head `head % heads` of batch `head / heads`.
-    pub fn new(x: &TensorRef<'a>, heads: usize, head: usize) -> Self {
-        let (count, width) = (x.shape[1], x.shape[2]);
+    /// Rows of head `head % heads` of batch entry `head / heads`.
+    pub fn new(x: &TensorRef<'a>, [batch, heads]: [usize; 2], head: usize) -> Self {
+        let (count, width) = (x.shape[0] / batch, x.shape[1]);
         let d = width / heads;
         let batch = &x.f32()[head / heads * count * width..][..count * width];
         Rows { batch, width, offset: head % heads * d, d, count }

@@ -7,9 +7,9 @@ use super::attn_linear::LINEAR_EPS;
 use super::f8::round_e4m3;
 use crate::Tensor;
 
-/// One head's `[l, d]` rows of `[b, l, heads * d]`.
-pub fn head(x: &Tensor, heads: usize, b: usize, h: usize) -> Vec<Vec<f64>> {
-    let (l, c) = (x.shape[1], x.shape[2]);
+/// One head's `[l, d]` rows of `[batch * l, heads * d]`.
+pub fn head(x: &Tensor, [batch, heads]: [usize; 2], b: usize, h: usize) -> Vec<Vec<f64>> {
+    let (l, c) = (x.shape[0] / batch, x.shape[1]);
     let d = c / heads;
     (0..l).map(|i| x.as_f64()[(b * l + i) * c + h * d..][..d].to_vec()).collect()
 }
@@ -121,7 +121,7 @@ pub fn linear_branch([q, k, v]: [Vec<Vec<f64>>; 3], weight: &[f64], bias: &[f64]
     q.iter().map(row).collect()
 }
 
-/// Writes one head's rows into `[b, l, c]`.
+/// Writes one head's rows into `[batch * l, c]`.
 pub fn store(out: &mut [f64], rows: &[Vec<f64>], [l, c]: [usize; 2], b: usize, h: usize) {
     for (i, row) in rows.iter().enumerate() {
         out[(b * l + i) * c + h * row.len()..][..row.len()].copy_from_slice(row);

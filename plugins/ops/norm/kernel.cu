@@ -49,7 +49,7 @@ Status launch(TurboNorm::Attrs const& attrs, Call const& call, void*, cudaStream
     Tensor const& shift = call.in[TurboNorm::kInShift];
     Tensor const& y = call.out[TurboNorm::kOutY];
     if (x.count() == 0) return {};
-    int64_t const rows = x.dim[0] * x.dim[1], width = x.dim[2];
+    int64_t const rows = x.dim[0], width = x.dim[1];
     Arguments const arguments{x.data,
                               static_cast<float const*>(scale.data),
                               static_cast<float const*>(shift.data),

@@ -62,9 +62,9 @@ __global__ void __launch_bounds__(kBlockThreads) normQuantizeKernel(Arguments a)
 
 Status prepare(TurboNormQuantize::Attrs const&, Call const& call, size_t* bytes) {
     Tensor const& x = call.in[TurboNormQuantize::kInX];
-    *bytes = static_cast<size_t>(x.dim[0] * x.dim[1]) * sizeof(Moments);
+    *bytes = static_cast<size_t>(x.dim[0]) * sizeof(Moments);
     Status status = checkRows(x);
-    if (status.ok()) status = checkBlocks(x.dim[0] * x.dim[1], x.dim[2]);
+    if (status.ok()) status = checkBlocks(x.dim[0], x.dim[1]);
     return status.ok() ? checkGroups(x, call.in[TurboNormQuantize::kInScale]) : status;
 }
 
@@ -75,7 +75,7 @@ Status launch(TurboNormQuantize::Attrs const& attrs, Call const& call, void* wor
     Tensor const& q = call.out[TurboNormQuantize::kOutQ];
     Tensor const& s = call.out[TurboNormQuantize::kOutS];
     if (x.count() == 0) return {};
-    int64_t const rows = x.dim[0] * x.dim[1], width = x.dim[2];
+    int64_t const rows = x.dim[0], width = x.dim[1];
     Arguments const arguments{x.data,
                               static_cast<float const*>(scale.data),
                               static_cast<float const*>(shift.data),

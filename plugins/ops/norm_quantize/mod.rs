@@ -10,23 +10,23 @@ use crate::norm::{ATTRS, INPUTS, constraint, modulation, norm_cases, reference_n
 use crate::quantize;
 use crate::{Attrs, Case, Dim, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
 
-const ROWS: Dim = Dim::Mul(&Dim::Axis("b"), &Dim::Axis("l"));
+const M: Dim = Dim::Axis("m");
 const C: Dim = Dim::Axis("c");
 
 /// The op.
 pub const OP: Op = Op {
     name: "TurboNormQuantize",
-    version: 1,
+    version: 2,
     summary: "q, s = quantize(norm(x) * scale + shift)",
-    doc: "TurboNorm followed by TurboQuantize over the flattened tokens, in one pass over memory.",
+    doc: "TurboNorm followed by TurboQuantize, in one pass over memory.",
     attrs: ATTRS,
     inputs: INPUTS,
     outputs: &[
-        TensorDef { name: "q", ty: Ty::I8, dims: &[ROWS, C], doc: "quantised values" },
+        TensorDef { name: "q", ty: Ty::I8, dims: &[M, C], doc: "quantised values" },
         TensorDef {
             name: "s",
             ty: Ty::F32,
-            dims: &[Dim::CeilDiv(&ROWS, &Dim::Const(BLOCK)), Dim::CeilDiv(&C, &Dim::Const(BLOCK))],
+            dims: &[Dim::CeilDiv(&M, &Dim::Const(BLOCK)), Dim::CeilDiv(&C, &Dim::Const(BLOCK))],
             doc: "scale of each 128 x 128 block",
         },
     ],
@@ -40,13 +40,12 @@ pub const OP: Op = Op {
 
 fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
     let y = reference_norm(attrs, inputs);
-    let c = inputs[0].shape[2];
-    quantize::reference_blocks(&y, inputs[0].shape[0] * inputs[0].shape[1], c).into()
+    quantize::reference_blocks(&y, inputs[0].shape[0], inputs[0].shape[1]).into()
 }
 
 fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
     let [q, s] = outputs else { return };
-    let c = inputs[0].shape[2];
+    let c = inputs[0].shape[1];
     if c == 0 {
         return;
     }
@@ -66,8 +65,6 @@ fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
 
 fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
     let y = crate::norm::expand(g, attrs, inputs)[0];
-    let (rows, c) = (g.dim(y, 0) * g.dim(y, 1), g.dim(y, 2));
-    let y = g.reshape(y, &[rows, c]);
     quantize::expand(g, &Attrs::new(), &[y])
 }
 

@@ -51,9 +51,11 @@ Status prepare(TurboNormRope::Attrs const& attrs, Call const& call, size_t* byte
     *bytes = 0;
     Tensor const& x = call.in[TurboNormRope::kInX];
     if (attrs.heads <= 0) return {"`heads` must be positive"};
-    if (x.dim[2] % (2 * static_cast<int64_t>(attrs.heads)) != 0) {
+    if (x.dim[1] % (2 * static_cast<int64_t>(attrs.heads)) != 0) {
         return {"`heads` must divide axis `c` of `x` into heads of whole pairs"};
     }
+    int64_t const length = call.in[TurboNormRope::kInCos].dim[0];
+    if (length < 1 || x.dim[0] % length != 0) return {"axis `l` of `cos` must divide the rows of `x`"};
     return checkRows(x);
 }
 
@@ -64,14 +66,14 @@ Status launch(TurboNormRope::Attrs const& attrs, Call const& call, void*, cudaSt
     Tensor const& sin = call.in[TurboNormRope::kInSin];
     Tensor const& y = call.out[TurboNormRope::kOutY];
     if (x.count() == 0) return {};
-    int64_t const rows = x.dim[0] * x.dim[1], width = x.dim[2], headWidth = width / attrs.heads;
+    int64_t const rows = x.dim[0], width = x.dim[1], headWidth = width / attrs.heads;
     Arguments const arguments{x.data,
                               static_cast<float const*>(weight.data),
                               static_cast<float const*>(cos.data),
                               static_cast<float const*>(sin.data),
                               y.data,
                               static_cast<int32_t>(width),
-                              static_cast<int32_t>(x.dim[1]),
+                              static_cast<int32_t>(cos.dim[0]),
                               static_cast<int32_t>(headWidth),
                               attrs.eps};
     return withRow<2>(x.type, wideRows(x, headWidth, weight, cos, sin, y), width, [&](auto tag) {

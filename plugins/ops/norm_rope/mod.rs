@@ -9,7 +9,7 @@ use crate::{
     AttrDef, AttrKind, Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty,
 };
 
-const B: Dim = Dim::Axis("b");
+const M: Dim = Dim::Axis("m");
 const L: Dim = Dim::Axis("l");
 const C: Dim = Dim::Axis("c");
 const PAIRS: Dim = Dim::Div(&Dim::Div(&C, &Dim::Attr("heads")), &Dim::Const(2));
@@ -17,23 +17,23 @@ const PAIRS: Dim = Dim::Div(&Dim::Div(&C, &Dim::Attr("heads")), &Dim::Const(2));
 /// The op.
 pub const OP: Op = Op {
     name: "TurboNormRope",
-    version: 1,
+    version: 2,
     summary: "y = rope(rms_norm(x) * weight)",
     doc: "The norm runs over the whole width, all heads together. The rotation turns interleaved pairs, \
-          (x0 cos - x1 sin, x0 sin + x1 cos), by one table of angles that all heads share. TurboDiffusion \
-          `rcm/networks/wan2pt1.py`; RoFormer, arXiv:2104.09864.",
+          (x0 cos - x1 sin, x0 sin + x1 cos), by one table of angles that all heads share; row r is at position r % l. \
+          TurboDiffusion `rcm/networks/wan2pt1.py`; RoFormer, arXiv:2104.09864.",
     attrs: &[
         AttrDef { name: "heads", kind: AttrKind::Int, doc: "attention heads" },
         AttrDef { name: "eps", kind: AttrKind::Float, doc: "added to the mean square" },
     ],
     inputs: &[
-        TensorDef { name: "x", ty: Ty::T, dims: &[B, L, C], doc: "queries or keys" },
+        TensorDef { name: "x", ty: Ty::T, dims: &[M, C], doc: "queries or keys" },
         TensorDef { name: "weight", ty: Ty::F32, dims: &[C], doc: "norm weight" },
         TensorDef { name: "cos", ty: Ty::F32, dims: &[L, PAIRS], doc: "cosine of each pair's angle" },
         TensorDef { name: "sin", ty: Ty::F32, dims: &[L, PAIRS], doc: "sine of each pair's angle" },
     ],
-    outputs: &[TensorDef { name: "y", ty: Ty::T, dims: &[B, L, C], doc: "normalised and turned" }],
-    constraint: crate::schema::no_constraint,
+    outputs: &[TensorDef { name: "y", ty: Ty::T, dims: &[M, C], doc: "normalised and turned" }],
+    constraint,
     reference,
     cpu,
     expand: Some(expand),
@@ -41,12 +41,18 @@ pub const OP: Op = Op {
     cases,
 };
 
+/// The rows are whole sequences of `l` positions.
+fn constraint(_: &Attrs, dims: &Dims) -> Result<(), String> {
+    let (l, m) = (dims.get("l"), dims.get("m"));
+    if l > 0 && m % l == 0 { Ok(()) } else { Err(format!("axis `l` is {l}, which does not divide {m} rows")) }
+}
+
 fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
-    let [b, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
+    let (m, c, l) = (inputs[0].shape[0], inputs[0].shape[1], inputs[2].shape[0]);
     let pairs = c / attrs.get_int("heads") / 2;
     let zero = vec![0.0; c];
-    let mut y = Vec::with_capacity(b * l * c);
-    for row in 0..b * l {
+    let mut y = Vec::with_capacity(m * c);
+    for row in 0..m {
         let x = &inputs[0].as_f64()[row * c..][..c];
         let x = norm::reference_row(false, attrs.get_float("eps"), x, inputs[1].as_f64(), &zero);
         let at = row % l * pairs;
@@ -60,7 +66,7 @@ fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
 }
 
 fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
-    let [_, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
+    let (c, l) = (inputs[0].shape[1], inputs[2].shape[0]);
     if c == 0 {
         return;
     }
@@ -83,15 +89,15 @@ fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
 
 fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
     let dtype = g.dtype(inputs[0]);
-    let [b, l, c] = [0, 1, 2].map(|i| g.dim(inputs[0], i));
+    let (m, c) = (g.dim(inputs[0], 0), g.dim(inputs[0], 1));
     let heads = attrs.get_int("heads");
-    let pairs = g.dim(inputs[2], 1);
+    let (l, pairs) = (g.dim(inputs[2], 0), g.dim(inputs[2], 1));
     let x = g.cast(inputs[0], DType::F32);
     let weight = g.reshape(inputs[1], &[1, c]);
     let zero = g.constant_f32(&[1, c], &vec![0.0; c]);
     let rms = Attrs::new().choice("kind", "rms").float("eps", attrs.get_float("eps"));
     let x = crate::norm::expand(g, &rms, &[x, weight, zero])[0];
-    let x = g.reshape(x, &[b, l, heads, pairs, 2]);
+    let x = g.reshape(x, &[m / l.max(1), l, heads, pairs, 2]);
     let (even, odd) = (g.slice(x, 4, 0, 1), g.slice(x, 4, 1, 2));
     let cos = g.reshape(inputs[2], &[1, l, 1, pairs, 1]);
     let sin = g.reshape(inputs[3], &[1, l, 1, pairs, 1]);
@@ -101,7 +107,7 @@ fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
     let (p, q) = turn(g, odd, even);
     let second = g.add(p, q);
     let y = g.concat(&[first, second], 4);
-    let y = g.reshape(y, &[b, l, c]);
+    let y = g.reshape(y, &[m, c]);
     vec![g.cast(y, dtype)]
 }
 
@@ -113,7 +119,7 @@ fn cases() -> Vec<Case> {
     let case = |name: &str, [b, l, c, heads]: [usize; 4]| Case {
         name: name.to_string(),
         attrs: Attrs::new().int("heads", heads).float("eps", 1e-6),
-        dims: Dims::of(&[("b", b), ("l", l), ("c", c)]),
+        dims: Dims::of(&[("m", b * l), ("l", l), ("c", c)]),
         seed: 11,
         tol: vec![Tol::Rel(2e-6, "f32 arithmetic")],
     };

@@ -10,17 +10,17 @@ bool isFp8(TurboSageAttention::Attrs const& attrs) { return attrs.pv.index == 0;
 
 Status prepare(TurboSageAttention::Attrs const& attrs, Call const& call, size_t* bytes) {
     *bytes = 0;
-    Status status = attn::checkShape(call, attrs.heads);
+    Status status = attn::checkShape(call, attrs);
     if (status.ok()) status = attn::checkBlocks(attrs.block_q, attrs.block_k);
     if (!status.ok()) return status;
     attn::Workspace workspace;
-    attn::SageBuffers const buffers(workspace, attn::shapeOf(call, attrs.heads), attrs.block_k, isFp8(attrs));
+    attn::SageBuffers const buffers(workspace, attn::shapeOf(call, attrs), attrs.block_k, isFp8(attrs));
     *bytes = workspace.used();
     return {};
 }
 
 Status launch(TurboSageAttention::Attrs const& attrs, Call const& call, void* memory, cudaStream_t stream) {
-    attn::Shape const shape = attn::shapeOf(call, attrs.heads);
+    attn::Shape const shape = attn::shapeOf(call, attrs);
     attn::Workspace workspace(memory);
     attn::SageBuffers const buffers(workspace, shape, attrs.block_k, isFp8(attrs));
     attn::Kept const all{nullptr, buffers.blocks};

@@ -3,7 +3,7 @@
 //! SageAttention2, arXiv:2411.10958; see [`crate::common::attn`].
 
 use crate::attention::{INPUTS, cases, cpu, expand, reference};
-use crate::block_map::heads_divide;
+use crate::block_map::heads_and_batch_divide;
 use crate::cases::sample_inputs;
 use crate::common::attn::Form;
 use crate::sage_sla::{PV, SAGE_DOC};
@@ -17,13 +17,13 @@ fn blocks(attrs: &Attrs) -> [usize; 2] {
 /// The op.
 pub const OP: Op = Op {
     name: "TurboSageAttention",
-    version: 1,
+    version: 2,
     summary: "o = sage_softmax(q, k) v",
     doc: SAGE_DOC,
-    attrs: &[ATTRS[0], ATTRS[1], ATTRS[2], PV],
+    attrs: &[ATTRS[0], ATTRS[1], ATTRS[2], ATTRS[3], PV],
     inputs: INPUTS,
     outputs: OUTPUTS,
-    constraint: heads_divide,
+    constraint: heads_and_batch_divide,
     reference: |attrs, inputs| reference(Form::sage(attrs), blocks(attrs), attrs, inputs),
     cpu: |attrs, inputs, outputs| cpu(Form::sage(attrs), blocks(attrs), attrs, inputs, outputs),
     expand: Some(|g, attrs, inputs| expand(Form::sage(attrs), blocks(attrs), g, attrs, inputs)),

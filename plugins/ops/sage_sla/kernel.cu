@@ -24,18 +24,18 @@ struct Buffers {
 
 Status prepare(TurboSageSla::Attrs const& attrs, Call const& call, size_t* bytes) {
     *bytes = 0;
-    Status status = attn::checkShape(call, attrs.heads);
+    Status status = attn::checkShape(call, attrs);
     if (status.ok()) status = attn::checkBlocks(attrs.block_q, attrs.block_k);
     if (!status.ok()) return status;
     return attn::byType(call.in[Op::kInQ].type, [&](auto type) {
-        Buffers<decltype(type)> const buffers(nullptr, attn::shapeOf(call, attrs.heads), attrs);
+        Buffers<decltype(type)> const buffers(nullptr, attn::shapeOf(call, attrs), attrs);
         *bytes = buffers.workspace.used();
         return Status{};
     });
 }
 
 Status launch(TurboSageSla::Attrs const& attrs, Call const& call, void* memory, cudaStream_t stream) {
-    attn::Shape const shape = attn::shapeOf(call, attrs.heads);
+    attn::Shape const shape = attn::shapeOf(call, attrs);
     Tensor const& lut = call.in[Op::kInLut];
     attn::Kept const kept{static_cast<int32_t const*>(lut.data), static_cast<int32_t>(lut.dim[3])};
     return attn::byType(call.in[Op::kInQ].type, [&](auto type) {

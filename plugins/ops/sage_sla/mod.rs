@@ -3,7 +3,7 @@
 //!
 //! TurboDiffusion `SLA/core.py` (`SageSparseLinearAttention`) over SpargeAttn; see [`crate::common::attn`].
 
-use crate::block_map::heads_divide;
+use crate::block_map::heads_and_batch_divide;
 use crate::common::attn::Form;
 use crate::sla::{ATTRS, INPUTS, OUTPUTS, cases, cpu, expand, reference, sample};
 use crate::{AttrDef, AttrKind, Op, Tol};
@@ -25,13 +25,13 @@ pub const SAGE_DOC: &str = "Keys have their mean over all tokens subtracted. Que
 /// The op.
 pub const OP: Op = Op {
     name: "TurboSageSla",
-    version: 1,
+    version: 2,
     summary: "o = sage_sparse_softmax(q, k) v + proj_l(linear_attention(q, k, v))",
     doc: SAGE_DOC,
-    attrs: &[ATTRS[0], ATTRS[1], ATTRS[2], PV],
+    attrs: &[ATTRS[0], ATTRS[1], ATTRS[2], ATTRS[3], PV],
     inputs: INPUTS,
     outputs: OUTPUTS,
-    constraint: heads_divide,
+    constraint: heads_and_batch_divide,
     reference: |attrs, inputs| reference(Form::sage(attrs), attrs, inputs),
     cpu: |attrs, inputs, outputs| cpu(Form::sage(attrs), attrs, inputs, outputs),
     expand: Some(|g, attrs, inputs| expand(Form::sage(attrs), g, attrs, inputs)),

@@ -7,19 +7,19 @@ using Op = TurboSla;
 
 Status prepare(TurboSla::Attrs const& attrs, Call const& call, size_t* bytes) {
     *bytes = 0;
-    Status status = attn::checkShape(call, attrs.heads);
+    Status status = attn::checkShape(call, attrs);
     if (status.ok()) status = attn::checkBlocks(attrs.block_q, attrs.block_k);
     if (!status.ok()) return status;
     return attn::byType(call.in[Op::kInQ].type, [&](auto type) {
         attn::Workspace workspace;
-        attn::LinearBuffers<decltype(type)> const buffers(workspace, attn::shapeOf(call, attrs.heads));
+        attn::LinearBuffers<decltype(type)> const buffers(workspace, attn::shapeOf(call, attrs));
         *bytes = workspace.used();
         return Status{};
     });
 }
 
 Status launch(TurboSla::Attrs const& attrs, Call const& call, void* memory, cudaStream_t stream) {
-    attn::Shape const shape = attn::shapeOf(call, attrs.heads);
+    attn::Shape const shape = attn::shapeOf(call, attrs);
     Tensor const& lut = call.in[Op::kInLut];
     attn::Kept const kept{static_cast<int32_t const*>(lut.data), static_cast<int32_t>(lut.dim[3])};
     return attn::byType(call.in[Op::kInQ].type, [&](auto type) {

@@ -4,7 +4,7 @@
 
 use turbo_graph::{Graph, Value};
 
-use crate::block_map::{BLC, BLOCKS_Q, SIZES, heads_divide};
+use crate::block_map::{BLOCKS_Q, ROWS, SIZES, heads_and_batch_divide};
 use crate::cases::sample_inputs;
 use crate::common::attn::{Attention, Form};
 use crate::common::{attn_expand, attn_reference};
@@ -16,7 +16,8 @@ use crate::{
 const D: Dim = Dim::Div(&Dim::Axis("c"), &Dim::Attr("heads"));
 
 /// Attributes of tiled attention.
-pub const ATTRS: [AttrDef; 3] = [
+pub const ATTRS: [AttrDef; 4] = [
+    AttrDef { name: "batch", kind: AttrKind::Int, doc: "batch entries; rows are divided evenly among them" },
     AttrDef { name: "heads", kind: AttrKind::Int, doc: "attention heads" },
     AttrDef { name: "block_q", kind: AttrKind::Int, doc: "queries of a block" },
     AttrDef { name: "block_k", kind: AttrKind::Int, doc: "keys of a block" },
@@ -24,13 +25,13 @@ pub const ATTRS: [AttrDef; 3] = [
 
 /// Inputs of sparse-linear attention.
 pub const INPUTS: &[TensorDef] = &[
-    TensorDef { name: "q", ty: Ty::T, dims: BLC, doc: "queries" },
-    TensorDef { name: "k", ty: Ty::T, dims: BLC, doc: "keys" },
-    TensorDef { name: "v", ty: Ty::T, dims: BLC, doc: "values" },
+    TensorDef { name: "q", ty: Ty::T, dims: ROWS, doc: "queries" },
+    TensorDef { name: "k", ty: Ty::T, dims: ROWS, doc: "keys" },
+    TensorDef { name: "v", ty: Ty::T, dims: ROWS, doc: "values" },
     TensorDef {
         name: "lut",
         ty: Ty::I32,
-        dims: &[Dim::Axis("b"), Dim::Attr("heads"), BLOCKS_Q, Dim::Axis("keep")],
+        dims: &[Dim::Attr("batch"), Dim::Attr("heads"), BLOCKS_Q, Dim::Axis("keep")],
         doc: "kept key blocks, ascending, as TurboBlockMap gives them",
     },
     TensorDef { name: "proj_w", ty: Ty::F32, dims: &[D, D], doc: "weight of `proj_l`, shared by all heads" },
@@ -38,12 +39,12 @@ pub const INPUTS: &[TensorDef] = &[
 ];
 
 /// Output of self-attention.
-pub const OUTPUTS: &[TensorDef] = &[TensorDef { name: "o", ty: Ty::T, dims: BLC, doc: "attended values" }];
+pub const OUTPUTS: &[TensorDef] = &[TensorDef { name: "o", ty: Ty::T, dims: ROWS, doc: "attended values" }];
 
 /// The op.
 pub const OP: Op = Op {
     name: "TurboSla",
-    version: 1,
+    version: 2,
     summary: "o = sparse_softmax(q k^T / sqrt(d)) v + proj_l(linear_attention(q, k, v))",
     doc: "The sparse branch is softmax attention over the kept key blocks. The linear branch covers all keys: \
           phi(q) (phi(k)^T v) / (1e-5 + phi(q) . sum phi(k)) with phi = softmax over the head's channels, of the keys \
@@ -51,7 +52,7 @@ pub const OP: Op = Op {
     attrs: &ATTRS,
     inputs: INPUTS,
     outputs: OUTPUTS,
-    constraint: heads_divide,
+    constraint: heads_and_batch_divide,
     reference: |attrs, inputs| reference(Form::Exact, attrs, inputs),
     cpu: |attrs, inputs, outputs| cpu(Form::Exact, attrs, inputs, outputs),
     expand: Some(|g, attrs, inputs| expand(Form::Exact, g, attrs, inputs)),
@@ -61,12 +62,12 @@ pub const OP: Op = Op {
 
 /// Both branches in f64.
 pub fn reference(form: Form, attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
-    let [b, l, c] = [0, 1, 2].map(|i| inputs[0].shape[i]);
-    let [heads, block_q, block_k] = ["heads", "block_q", "block_k"].map(|n| attrs.get_int(n));
+    let (m, c) = (inputs[0].shape[0], inputs[0].shape[1]);
+    let [b, heads, block_q, block_k] = ["batch", "heads", "block_q", "block_k"].map(|n| attrs.get_int(n));
     let (blocks, keep) = (inputs[3].shape[2], inputs[3].shape[3]);
-    let mut out = vec![0.0; b * l * c];
+    let mut out = vec![0.0; m * c];
     for (batch, h) in (0..b).flat_map(|b| (0..heads).map(move |h| (b, h))) {
-        let qkv = [0, 1, 2].map(|i| attn_reference::head(&inputs[i], heads, batch, h));
+        let qkv = [0, 1, 2].map(|i| attn_reference::head(&inputs[i], [b, heads], batch, h));
         let kept = |block: usize| {
             let at = ((batch * heads + h) * blocks + block) * keep;
             inputs[3].as_i32()[at..at + keep].iter().map(|&i| i as usize).collect()
@@ -76,19 +77,20 @@ pub fn reference(form: Form, attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
         for (row, linear) in rows.iter_mut().zip(&linear) {
             row.iter_mut().zip(linear).for_each(|(o, l)| *o += l);
         }
-        attn_reference::store(&mut out, &rows, [l, c], batch, h);
+        attn_reference::store(&mut out, &rows, [m / b, c], batch, h);
     }
-    vec![Tensor::f64(&[b, l, c], out)]
+    vec![Tensor::f64(&[m, c], out)]
 }
 
 /// Both branches in f32.
 pub fn cpu(form: Form, attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
-    let [heads, block_q, block_k] = ["heads", "block_q", "block_k"].map(|n| attrs.get_int(n));
+    let [batch, heads, block_q, block_k] = ["batch", "heads", "block_q", "block_k"].map(|n| attrs.get_int(n));
     let (blocks, keep) = (inputs[3].shape[2], inputs[3].shape[3]);
-    let (lut, key_blocks) = (inputs[3].i32(), inputs[1].shape[1].div_ceil(block_k));
+    let (lut, key_blocks) = (inputs[3].i32(), (inputs[1].shape[0] / batch).div_ceil(block_k));
     let attention = Attention {
         form,
         qkv: [inputs[0], inputs[1], inputs[2]],
+        batch,
         heads,
         blocks: [block_q, block_k],
         proj: Some([inputs[4].f32(), inputs[5].f32()]),
@@ -102,10 +104,10 @@ pub fn cpu(form: Form, attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [T
 
 /// Both branches in standard operators.
 pub fn expand(form: Form, g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
-    let [heads, block_q, block_k] = ["heads", "block_q", "block_k"].map(|n| attrs.get_int(n));
+    let [batch, heads, block_q, block_k] = ["batch", "heads", "block_q", "block_k"].map(|n| attrs.get_int(n));
     let dtype = g.dtype(inputs[0]);
-    let key_blocks = g.dim(inputs[1], 1).div_ceil(block_k.max(1));
-    let qkv = [0, 1, 2].map(|i| attn_expand::heads(g, inputs[i], heads));
+    let qkv = [0, 1, 2].map(|i| attn_expand::heads(g, inputs[i], [batch, heads]));
+    let key_blocks = g.dim(qkv[1], 2).div_ceil(block_k.max(1));
     let mask = attn_expand::mask(g, inputs[3], key_blocks);
     let sparse = attn_expand::attend(g, form, qkv, [block_q, block_k], Some(mask));
     let linear = attn_expand::linear_branch(g, qkv, inputs[4], inputs[5]);
@@ -122,7 +124,8 @@ pub fn sample(op: &Op, case: &Case) -> Vec<Tensor> {
         let offset: Vec<f64> = (0..c).map(|_| 2.0 * rng.normal()).collect();
         keys.iter_mut().enumerate().for_each(|(i, k)| *k += offset[i % c]);
     }
-    let key_blocks = case.dims.get("l").div_ceil(case.attrs.get_int("block_k"));
+    let [batch, block_k] = ["batch", "block_k"].map(|n| case.attrs.get_int(n));
+    let key_blocks = (case.dims.get("m") / batch).div_ceil(block_k);
     let keep = case.dims.get("keep");
     if let Some(Data::I32(lut)) = tensors.get_mut(3).map(|t| &mut t.data) {
         for row in lut.chunks_mut(keep.max(1)) {
@@ -142,8 +145,10 @@ pub fn sample(op: &Op, case: &Case) -> Vec<Tensor> {
 pub fn cases(with: impl Fn(Attrs) -> Attrs, tol: Tol) -> Vec<Case> {
     let case = |(name, [b, l, heads, d, block_q, block_k, keep]): (&str, [usize; 7])| Case {
         name: name.to_string(),
-        attrs: with(Attrs::new().int("heads", heads).int("block_q", block_q).int("block_k", block_k)),
-        dims: Dims::of(&[("b", b), ("l", l), ("c", heads * d), ("keep", keep)]),
+        attrs: with(
+            Attrs::new().int("batch", b).int("heads", heads).int("block_q", block_q).int("block_k", block_k),
+        ),
+        dims: Dims::of(&[("m", b * l), ("c", heads * d), ("keep", keep)]),
         seed: 31,
         tol: vec![tol],
     };

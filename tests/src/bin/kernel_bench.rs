@@ -55,21 +55,21 @@ fn linears(runtime: &Runtime) -> Result<()> {
 fn attention(runtime: &Runtime) -> Result<()> {
     let (l, heads, d) = (8192, 2, 128);
     let dims = |more: &[(&'static str, usize)]| {
-        let mut all = vec![("b", 1), ("l", l), ("c", heads * d)];
+        let mut all = vec![("m", l), ("c", heads * d)];
         all.extend(more);
         Dims::of(&all)
     };
     let (block_q, block_k) = (128, 64);
     let key_blocks = l / block_k;
     let keep = key_blocks / 10;
-    let sizes = || Attrs::new().int("heads", heads).int("block_q", block_q).int("block_k", block_k);
+    let whole = || Attrs::new().int("batch", 1).int("heads", heads);
+    let sizes = || whole().int("block_q", block_q).int("block_k", block_k);
     let mut map = one_op(runtime, &turbo_ops::block_map::OP, sizes().int("keep", keep), &dims(&[]))?;
     let mut sparse =
         one_op(runtime, &turbo_ops::sage_sla::OP, sizes().choice("pv", "fp8"), &dims(&[("keep", keep)]))?;
     let attrs = sizes().choice("pv", "fp8");
-    let mut sage = one_op(runtime, &turbo_ops::sage_attention::OP, attrs, &dims(&[("s", l)]))?;
-    let mut dense =
-        one_op(runtime, &turbo_ops::attention::OP, Attrs::new().int("heads", heads), &dims(&[("s", l)]))?;
+    let mut sage = one_op(runtime, &turbo_ops::sage_attention::OP, attrs, &dims(&[("n", l)]))?;
+    let mut dense = one_op(runtime, &turbo_ops::attention::OP, whole(), &dims(&[("n", l)]))?;
     let mut plain = Stock::attention(runtime, l, heads, d, plain_attention)?;
     let mut fused = Stock::attention(runtime, l, heads, d, fused_attention)?;
     let [map, sparse, sage, dense, plain, fused] =

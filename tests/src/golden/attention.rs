@@ -14,8 +14,12 @@ use crate::vectors::{Family, Vectors};
 /// the first rejected block: bf16 may turn what is nearer.
 const DECIDED: f64 = 0.05;
 
-fn tiles(heads: usize, block_q: usize, block_k: usize) -> Attrs {
-    Attrs::new().int("heads", heads).int("block_q", block_q).int("block_k", block_k)
+fn whole([batch, heads]: [usize; 2]) -> Attrs {
+    Attrs::new().int("batch", batch).int("heads", heads)
+}
+
+fn tiles(split: [usize; 2], block_q: usize, block_k: usize) -> Attrs {
+    whole(split).int("block_q", block_q).int("block_k", block_k)
 }
 
 /// Sparse-linear attention in the f32 of the reference, from the inner values of its DiT.
@@ -27,7 +31,7 @@ pub(super) fn sla(backend: &dyn Backend, family: &mut Family) -> Result<()> {
     let input = |leaf: &str| tokens(&common.f32(&format!("block0.{leaf}"))?);
     let (q, k, val) = (input("q")?, input("k")?, input("v")?);
     let o_l = common.f32("block0.o_l")?;
-    let (heads, d) = (o_l.shape[1], o_l.shape[3]);
+    let (split, d) = ([o_l.shape[0], o_l.shape[1]], o_l.shape[3]);
     // proj_l in f64, so that its rounding is not part of the comparison.
     let (w, b) = (wide(weight.as_f32()), wide(bias.as_f32()));
     let projected: Vec<f64> = (wide(o_l.as_f32()).chunks(d))
@@ -45,14 +49,14 @@ pub(super) fn sla(backend: &dyn Backend, family: &mut Family) -> Result<()> {
                 let kept = lut(&v, &name("sparse_map"))?;
                 let keep = kept.shape[3];
                 // The scores that tell which rows are decided are the reference's.
-                let scores = pooled_score(&q, &k, heads, block_q, block_k)?;
+                let scores = pooled_score(&q, &k, split, block_q, block_k)?;
                 let expected = wide(&v.values(&name("pooled_score"))?);
                 family.value(&format!("{case}: pooled_score"), rel_l2(&scores.concat(), &expected), 1e-5);
                 let margins = margins(&scores, keep)?;
                 let expected = wide(&v.values(&name("topk_margin"))?);
                 family.value(&format!("{case}: topk_margin"), rel_l2(&margins, &expected), 1e-4);
 
-                let attrs = tiles(heads, block_q, block_k);
+                let attrs = tiles(split, block_q, block_k);
                 family.attempt(&format!("{case}: map"), |family| {
                     let attrs = attrs.clone().int("keep", keep);
                     let map = op(backend, "TurboBlockMap", &attrs, &[&q, &k])?.swap_remove(0);
@@ -89,7 +93,8 @@ pub(super) fn sla(backend: &dyn Backend, family: &mut Family) -> Result<()> {
 /// What the reference's GPU kernels gave, in bf16.
 pub(super) fn gpu(backend: &dyn Backend, family: &mut Family) -> Result<()> {
     let v = Vectors::find("gpu/ops.safetensors")?;
-    let heads = v.f32("attn.q")?.shape[2];
+    let shape = v.f32("attn.q")?.shape;
+    let split = [shape[0], shape[2]];
     let input = |leaf: &str| joined(&v.f32(&format!("attn.{leaf}"))?);
     let (q, k, val) = (input("q")?, input("k")?, input("v")?);
     for (block_q, block_k) in [(64, 128), (128, 64)] {
@@ -97,10 +102,10 @@ pub(super) fn gpu(backend: &dyn Backend, family: &mut Family) -> Result<()> {
         family.attempt(&name, |family| {
             let expected = lut(&v, &format!("attn.{name}"))?;
             let keep = expected.shape[3];
-            family.holds(&format!("{name} keeps a quarter"), keep == q.shape[1].div_ceil(block_k) / 4);
-            let attrs = tiles(heads, block_q, block_k).int("keep", keep);
+            family.holds(&format!("{name} keeps a quarter"), keep == shape[1].div_ceil(block_k) / 4);
+            let attrs = tiles(split, block_q, block_k).int("keep", keep);
             let map = op(backend, "TurboBlockMap", &attrs, &[&q, &k])?.swap_remove(0);
-            let scores = pooled_score(&q, &k, heads, block_q, block_k)?;
+            let scores = pooled_score(&q, &k, split, block_q, block_k)?;
             let (least, margins) = (DECIDED * deviation(&scores), margins(&scores, keep)?);
             let differing: Vec<f64> = differing_rows(&map, &expected, &margins)?.collect();
             let decided = margins.iter().filter(|margin| **margin > least).count();
@@ -119,16 +124,16 @@ pub(super) fn gpu(backend: &dyn Backend, family: &mut Family) -> Result<()> {
         Ok(op(backend, name, attrs, &inputs)?.swap_remove(0))
     };
     family.attempt("sla", |family| {
-        let o = sparse("TurboSla", &tiles(heads, 128, 64), "attn.sparse_map_bq128_bk64")?;
+        let o = sparse("TurboSla", &tiles(split, 128, 64), "attn.sparse_map_bq128_bk64")?;
         family.rel("sla", &o, &v.values("attn.sla_bq128_bk64.o")?, 1e-2);
         Ok(())
     });
-    let fp8 = tiles(heads, 64, 128).choice("pv", "fp8");
+    let fp8 = tiles(split, 64, 128).choice("pv", "fp8");
     family.attempt("sagesla", |family| {
         let map = "attn.sparse_map_bq64_bk128";
         let expected = v.values("attn.sagesla_sm90.o")?;
         let own = family.rel("sagesla", &sparse("TurboSageSla", &fp8, map)?, &expected, 4e-2);
-        let exact = sparse("TurboSla", &tiles(heads, 64, 128), map)?;
+        let exact = sparse("TurboSla", &tiles(split, 64, 128), map)?;
         let other = rel(&exact, &expected);
         println!("sagesla: {own:.2e} from the GPU's, without quantisation {other:.2e}");
         family.holds("TurboSageSla is closer to sagesla than TurboSla is", own < other);
@@ -139,7 +144,7 @@ pub(super) fn gpu(backend: &dyn Backend, family: &mut Family) -> Result<()> {
         Ok(op(backend, name, attrs, &[&q, &k, &val])?.swap_remove(0))
     };
     family.attempt("dense", |family| {
-        let o = all("TurboAttention", &Attrs::new().int("heads", heads))?;
+        let o = all("TurboAttention", &whole(split))?;
         family.rel("dense", &o, &dense, 1e-2);
         Ok(())
     });
@@ -151,7 +156,7 @@ pub(super) fn gpu(backend: &dyn Backend, family: &mut Family) -> Result<()> {
     Ok(())
 }
 
-/// `[b, heads, l, d]` as the ops take it, `[b, l, heads * d]`.
+/// `[b, heads, l, d]` as the ops take it, `[b * l, heads * d]`.
 fn tokens(x: &Tensor) -> Result<Tensor> {
     let &[b, heads, l, d] = x.shape.as_slice() else { bail!("{:?} are no heads", x.shape) };
     let x = x.as_f32();
@@ -161,13 +166,13 @@ fn tokens(x: &Tensor) -> Result<Tensor> {
         let at = ((batch * heads + head) * l + token) * d;
         out.extend_from_slice(&x[at..at + d]);
     }
-    Ok(Tensor::f32(vec![b, l, heads * d], out))
+    Ok(Tensor::f32(vec![b * l, heads * d], out))
 }
 
-/// `[b, l, heads, d]` with its last two axes joined.
+/// `[b, l, heads, d]` as the ops take it.
 fn joined(x: &Tensor) -> Result<Tensor> {
     let &[b, l, heads, d] = x.shape.as_slice() else { bail!("{:?} are no heads", x.shape) };
-    Ok(Tensor::f32(vec![b, l, heads * d], x.as_f32().to_vec()))
+    Ok(Tensor::f32(vec![b * l, heads * d], x.as_f32().to_vec()))
 }
 
 /// A map of kept blocks `[b, heads, q blocks, k blocks]` as the ascending list that the ops take.
@@ -200,16 +205,16 @@ fn differing_rows<'a>(
     Ok(rows.filter(move |((a, b), _)| !same(a, b)).map(|(_, margin)| *margin))
 }
 
-/// Scores that decide a block map, `[b * heads * q blocks][k blocks]`, in f64; `q` and `k` are `[b, l, heads * d]`.
+/// Scores that decide a block map, `[b * heads * q blocks][k blocks]`, in f64; `q` and `k` are `[b * l, heads * d]`.
 fn pooled_score(
     q: &Tensor,
     k: &Tensor,
-    heads: usize,
+    [b, heads]: [usize; 2],
     block_q: usize,
     block_k: usize,
 ) -> Result<Vec<Vec<f64>>> {
-    let &[b, l, c] = q.shape.as_slice() else { bail!("{:?} are no tokens", q.shape) };
-    let d = c / heads;
+    let &[rows, c] = q.shape.as_slice() else { bail!("{:?} are no rows", q.shape) };
+    let (l, d) = (rows / b, c / heads);
     let pool = |x: &Tensor, batch: usize, head: usize, block: usize| -> Vec<Vec<f64>> {
         let row = |t: usize| &x.as_f32()[(batch * l + t) * c + head * d..][..d];
         let mean = |from: usize, to: usize| -> Vec<f64> {

@@ -4,19 +4,19 @@ use super::*;
 use crate::cases::Rng;
 use crate::{Data, Tensor};
 
-fn random(shape: [usize; 3], seed: u64) -> Tensor {
+fn random(shape: [usize; 2], seed: u64) -> Tensor {
     let mut rng = Rng::new(seed);
     let values = (0..shape.iter().product()).map(|_| rng.normal() as f32).collect();
     Tensor { shape: shape.to_vec(), data: Data::F32(values) }
 }
 
 fn run(form: Form, threads: usize, kept: impl Fn(usize, usize) -> Vec<usize> + Sync + Send) -> Vec<f32> {
-    let [heads, d, l] = [3, 20, 150];
-    let tensors: Vec<Tensor> = (0..3).map(|i| random([2, l, heads * d], i)).collect();
+    let [batch, heads, d, l] = [2, 3, 20, 150];
+    let tensors: Vec<Tensor> = (0..3).map(|i| random([batch * l, heads * d], i)).collect();
     let qkv = [tensors[0].view(), tensors[1].view(), tensors[2].view()];
-    let mut out = vec![f32::NAN; 2 * l * heads * d];
+    let mut out = vec![f32::NAN; batch * l * heads * d];
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-    pool.install(|| Attention { form, qkv, heads, blocks: [64, 32], proj: None }.run(&mut out, kept));
+    pool.install(|| Attention { form, qkv, batch, heads, blocks: [64, 32], proj: None }.run(&mut out, kept));
     out
 }
 

@@ -22,7 +22,7 @@ constexpr int kRowChunks = kHeadDim / 8;
 constexpr int kMaxThreads = 256;
 constexpr int kWarpQueries = 16;
 
-// Tensors q, o [batch, l, heads * d] and k, v [batch, s, heads * d].
+// Tensors q, o [batch * l, heads * d] and k, v [batch * s, heads * d].
 struct Shape {
     int32_t batch, l, s, heads, d;
     bool vector;  // every head's row starts at a multiple of 16 bytes
@@ -317,10 +317,12 @@ class Workspace {
 };
 
 // The shape of a call whose first three inputs are q, k and v.
-inline Shape shapeOf(Call const& call, int32_t heads) {
+template <class Attrs>
+Shape shapeOf(Call const& call, Attrs const& attrs) {
     Tensor const &q = call.in[0], &k = call.in[1];
-    auto const size = [](int64_t n) { return static_cast<int32_t>(n); };
-    Shape shape{size(q.dim[0]), size(q.dim[1]), size(k.dim[1]), heads, size(q.dim[2] / heads), false};
+    auto const part = [](int64_t n, int32_t parts) { return static_cast<int32_t>(n / parts); };
+    Shape shape{attrs.batch, part(q.dim[0], attrs.batch), part(k.dim[0], attrs.batch),
+                attrs.heads, part(q.dim[1], attrs.heads), false};
     auto const aligned = [](Tensor const& x) { return reinterpret_cast<uintptr_t>(x.data) % 16 == 0; };
     shape.vector =
         shape.d % 8 == 0 && aligned(q) && aligned(k) && aligned(call.in[2]) && aligned(call.out[0]);
@@ -328,19 +330,22 @@ inline Shape shapeOf(Call const& call, int32_t heads) {
 }
 
 // Whether the attention kernels take the call at all.
-inline Status checkShape(Call const& call, int32_t heads) {
+template <class Attrs>
+Status checkShape(Call const& call, Attrs const& attrs) {
     Tensor const &q = call.in[0], &k = call.in[1];
     if (q.type != DType::kBF16 && q.type != DType::kF16) return {"q, k and v must be bf16 or f16"};
-    int64_t const width = q.dim[2];
+    int32_t const batch = attrs.batch, heads = attrs.heads;
+    int64_t const width = q.dim[1];
     if (heads < 1 || heads > 65535 || width % heads != 0) {
         return {"heads must be 1 to 65535 and divide the channels"};
     }
     if (width < heads || width > int64_t{heads} * kHeadDim) return {"a head must have 1 to 128 channels"};
     // Grids are 65535 high and deep.
-    if (q.dim[0] < 1 || q.dim[0] > 32767) return {"the batch must be 1 to 32767"};
-    constexpr int64_t kMaxTokens = int64_t{1} << 23;
-    if (q.dim[1] < 1 || q.dim[1] > kMaxTokens || k.dim[1] < 1 || k.dim[1] > kMaxTokens) {
-        return {"there must be 1 to 2^23 tokens"};
+    if (batch < 1 || batch > 32767) return {"the batch must be 1 to 32767"};
+    for (Tensor const* x : {&q, &k}) {
+        constexpr int64_t kMaxTokens = int64_t{1} << 23;
+        if (x->dim[0] % batch != 0) return {"the batch must divide the rows of q and of k"};
+        if (x->dim[0] < batch || x->dim[0] / batch > kMaxTokens) return {"there must be 1 to 2^23 tokens"};
     }
     return {};
 }

@@ -1,4 +1,4 @@
-// Layer and RMS normalisation: a row `[c]` of `[b, l, c]` is read once and held in the registers of one CTA.
+// Layer and RMS normalisation: a row `[c]` of `[m, c]` is read once and held in the registers of one CTA.
 // The mean comes first, then the sum of squared differences from it, both in f32.
 #pragma once
 
@@ -89,20 +89,22 @@ Status withRow(DType type, bool wide, int64_t width, Launch&& launch) {
     });
 }
 
-// What every norm kernel expects of `x [b, l, c]`.
+// What every norm kernel expects of `x [m, c]`.
 inline Status checkRows(Tensor const& x) {
-    if (x.dim[2] > kWidthMax) return {"axis `c` of `x` must be at most 16384"};
-    if (x.dim[0] * x.dim[1] > INT32_MAX) return {"`x` must have fewer than 2^31 tokens"};
+    if (x.dim[1] > kWidthMax) return {"axis `c` of `x` must be at most 16384"};
+    if (x.dim[0] > INT32_MAX) return {"`x` must have fewer than 2^31 rows"};
     return {};
 }
 
 // Rows of `x` that share a row of `scale [g, c]`.
 inline int32_t rowsOfGroup(Tensor const& x, Tensor const& scale) {
-    return static_cast<int32_t>(scale.dim[0] == 1 ? x.dim[0] * x.dim[1] : x.dim[1]);
+    return static_cast<int32_t>(x.dim[0] / scale.dim[0]);
 }
 
 inline Status checkGroups(Tensor const& x, Tensor const& scale) {
-    if (scale.dim[0] != 1 && scale.dim[0] != x.dim[0]) return {"axis `g` of `scale` must be 1 or `b`"};
+    if (scale.dim[0] < 1 || x.dim[0] % scale.dim[0] != 0) {
+        return {"axis `g` of `scale` must divide the rows of `x`"};
+    }
     return {};
 }
 
