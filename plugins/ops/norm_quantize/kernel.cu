@@ -1,7 +1,8 @@
 // q, s = quantize(norm(x) * scale + shift). One kernel gives every row's moments, a second normalises and
 // quantises blocks of 128 x 128 in registers; the normalised values never leave f32 and never reach memory.
-#include "../common/cuda/norm.cuh"
-#include "../common/cuda/quant.cuh"
+// Hopper does it in one pass: see cluster.cuh.
+#include "../common/cuda/hopper.cuh"
+#include "cluster.cuh"
 
 namespace turbo {
 namespace {
@@ -87,6 +88,15 @@ Status launch(TurboNormQuantize::Attrs const& attrs, Call const& call, void* wor
                               rowsOfGroup(x, scale),
                               {attrs.kind.index == 0, attrs.eps}};
     bool const wide = wideRows(x, width, scale, shift, q);
+    hopper::Device device;
+    cudaError_t const error = hopper::describeDevice(device);
+    if (error != cudaSuccess) return {nullptr, error};
+    int32_t const ctas = norm_quantize::clusterSize(width * (x.type == DType::kF32 ? 4 : 2));
+    if (device.isHopper && wide && ctas > 0) {
+        return withType(x.type, [&](auto tag) {
+            norm_quantize::launch<typename decltype(tag)::Type>(arguments, ctas, stream);
+        });
+    }
     Status const status = withRow<1>(x.type, wide, width, [&](auto tag) {
         using R = typename decltype(tag)::Type;
         momentsKernel<R><<<static_cast<uint32_t>(rows), R::threads(width), 0, stream>>>(arguments);

@@ -9,25 +9,24 @@ struct Store {
     T* y;       // [m, n]
     bool wide;  // rows are aligned to 16 bytes
 
-    __device__ void operator()(w8a8::Tile const& tile, w8a8::Operands const& x) const {
-        constexpr int32_t kWidth = 16 / sizeof(T);
-        w8a8::forEachRun<kWidth>(tile, [&](int32_t row, int32_t column, int32_t valid, float const* from) {
-            float values[kWidth];
-            w8a8::load(values, from, kWidth, true);
-            w8a8::finish(values, x, tile.column + column, valid);
-            alignas(16) T out[kWidth];
+    template <class Tile>
+    __device__ void operator()(Tile& tile, w8a8::Operands const& x) const {
+        constexpr int32_t kWidth = Tile::template kRun<T>;
+        tile.template forEachRun<kWidth>(
+            [&](int32_t row, int32_t column, int32_t valid, float (&values)[kWidth]) {
+                w8a8::finish<Tile::kWide>(values, x, column, valid);
+                alignas(16) T out[kWidth];
 #pragma unroll
-            for (int32_t i = 0; i < kWidth; ++i) out[i] = static_cast<T>(values[i]);
-            int64_t const at = static_cast<int64_t>(tile.row + row) * x.n + tile.column + column;
-            w8a8::store(y + at, out, valid, wide);
-        });
+                for (int32_t i = 0; i < kWidth; ++i) out[i] = static_cast<T>(values[i]);
+                w8a8::store(y + static_cast<int64_t>(row) * x.n + column, out, valid, Tile::kWide || wide);
+            });
     }
 };
 
 template <class T>
 Status launchAs(w8a8::Operands const& x, void* data, cudaStream_t stream) {
     auto* const y = static_cast<T*>(data);
-    return w8a8::launchKernel(x, Store<T>{y, w8a8::aligned(y, x.n)}, stream);
+    return w8a8::launchKernel<sizeof(T) == 2>(x, Store<T>{y, w8a8::aligned(y, x.n)}, stream);
 }
 
 }  // namespace

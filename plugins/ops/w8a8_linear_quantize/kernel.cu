@@ -1,4 +1,4 @@
-// yq, ys = quantize(activation((q * s) @ (w * ws)^T + bias)): a CTA's tile of outputs is one block of them.
+// yq, ys = quantize(activation((q * s) @ (w * ws)^T + bias)): an epilogue's tile of outputs is one block of them.
 #include "../common/cuda/w8a8.cuh"
 
 namespace turbo {
@@ -9,50 +9,33 @@ struct Quantize {
     float* s;   // [ceil(m/128), ceil(n/128)]
     bool wide;  // rows of q are aligned to 16 bytes
 
-    __device__ void operator()(w8a8::Tile const& tile, w8a8::Operands const& x) const {
-        constexpr int32_t kWidth = 16;
+    template <class Tile>
+    __device__ void operator()(Tile& tile, w8a8::Operands const& x) const {
+        constexpr int32_t kWidth = Tile::template kRun<int8_t>;
         float amax = 1e-8f;
-        w8a8::forEachRun<kWidth>(tile, [&](int32_t, int32_t column, int32_t valid, float* at) {
-            float values[kWidth];
-            w8a8::load(values, at, kWidth, true);
-            w8a8::finish(values, x, tile.column + column, valid);
+        tile.template change<kWidth>([&](int32_t, int32_t column, int32_t valid, float (&values)[kWidth]) {
+            w8a8::finish<Tile::kWide>(values, x, column, valid);
 #pragma unroll
             for (int32_t i = 0; i < kWidth; ++i) {
                 if (i < valid) amax = fmaxf(amax, fabsf(values[i]));
-                at[i] = values[i];
             }
         });
-        amax = maximum(tile, amax);
-        if (threadIdx.x == 0) {
-            int64_t const blocks = (x.n - 1) / w8a8::kTile + 1;
-            s[tile.row / w8a8::kTile * blocks + tile.column / w8a8::kTile] = amax / 128.0f;
+        amax = tile.maximum(amax);
+        if (tile.isFirst()) {
+            int64_t const blocks = (x.n - 1) / w8a8::kBlock + 1;
+            s[tile.at.row / w8a8::kBlock * blocks + tile.at.column / w8a8::kBlock] = amax / 128.0f;
         }
 
         float const factor = __fdiv_rn(128.0f, amax);
-        w8a8::forEachRun<kWidth>(tile, [&](int32_t row, int32_t column, int32_t valid, float const* from) {
-            float values[kWidth];
-            w8a8::load(values, from, kWidth, true);
-            alignas(16) int8_t out[kWidth];
+        tile.template forEachRun<kWidth>(
+            [&](int32_t row, int32_t column, int32_t valid, float (&values)[kWidth]) {
+                alignas(16) int8_t out[kWidth];
 #pragma unroll
-            for (int32_t i = 0; i < kWidth; ++i) {
-                out[i] = static_cast<int8_t>(max(-128, min(127, __float2int_rn(values[i] * factor))));
-            }
-            int64_t const at = static_cast<int64_t>(tile.row + row) * x.n + tile.column + column;
-            w8a8::store(q + at, out, valid, wide);
-        });
-    }
-
-    // The greatest `value` of the CTA's threads.
-    static __device__ float maximum(w8a8::Tile const& tile, float value) {
-#pragma unroll
-        for (int32_t lanes = 16; lanes > 0; lanes /= 2) {
-            value = fmaxf(value, __shfl_xor_sync(0xffffffff, value, lanes));
-        }
-        if (threadIdx.x % 32 == 0) tile.scratch[threadIdx.x / 32] = value;
-        __syncthreads();
-#pragma unroll
-        for (int32_t warp = 0; warp < w8a8::kWarps; ++warp) value = fmaxf(value, tile.scratch[warp]);
-        return value;
+                for (int32_t i = 0; i < kWidth; ++i) {
+                    out[i] = static_cast<int8_t>(max(-128, min(127, __float2int_rn(values[i] * factor))));
+                }
+                w8a8::store(q + static_cast<int64_t>(row) * x.n + column, out, valid, Tile::kWide || wide);
+            });
     }
 };
 
@@ -69,7 +52,7 @@ Status launch(TurboW8A8LinearQuantize::Attrs const& attrs, Call const& call, voi
     w8a8::Operands const x = w8a8::operands(call, attrs.activation.index == 1);
     auto* const q = static_cast<int8_t*>(call.out[0].data);
     auto* const s = static_cast<float*>(call.out[1].data);
-    return w8a8::launchKernel(x, Quantize{q, s, w8a8::aligned(q, x.n)}, stream);
+    return w8a8::launchKernel<true>(x, Quantize{q, s, w8a8::aligned(q, x.n)}, stream);
 }
 
 }  // namespace turbo

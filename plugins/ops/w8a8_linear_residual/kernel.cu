@@ -12,22 +12,21 @@ struct Residual {
     int32_t group;      // rows that share a row of the gate
     bool wide;          // rows of the residual, of y and of the gate are aligned to 16 bytes
 
-    __device__ void operator()(w8a8::Tile const& tile, w8a8::Operands const& x) const {
-        constexpr int32_t kWidth = 16 / sizeof(T);
-        w8a8::forEachRun<kWidth>(tile, [&](int32_t row, int32_t column, int32_t valid, float const* from) {
-            int64_t const first = tile.column + column;
-            int64_t const at = static_cast<int64_t>(tile.row + row) * x.n + first;
-            float values[kWidth], base[kWidth], factor[kWidth];
-            w8a8::load(base, residual + at, valid, wide);
-            int64_t const gateRow = (tile.row + row) / group;
-            w8a8::load(factor, gate + gateRow * x.n + first, valid, wide);
-            w8a8::load(values, from, kWidth, true);
-            w8a8::finish(values, x, tile.column + column, valid);
-            alignas(16) T out[kWidth];
+    template <class Tile>
+    __device__ void operator()(Tile& tile, w8a8::Operands const& x) const {
+        constexpr int32_t kWidth = Tile::template kRun<T>;
+        tile.template forEachRun<kWidth>(
+            [&](int32_t row, int32_t column, int32_t valid, float (&values)[kWidth]) {
+                int64_t const at = static_cast<int64_t>(row) * x.n + column;
+                float base[kWidth], factor[kWidth];
+                w8a8::load(base, residual + at, valid, Tile::kWide || wide);
+                w8a8::load(factor, gate + static_cast<int64_t>(row / group) * x.n + column, valid, Tile::kWide || wide);
+                w8a8::finish<Tile::kWide>(values, x, column, valid);
+                alignas(16) T out[kWidth];
 #pragma unroll
-            for (int32_t i = 0; i < kWidth; ++i) out[i] = static_cast<T>(fmaf(factor[i], values[i], base[i]));
-            w8a8::store(y + at, out, valid, wide);
-        });
+                for (int32_t i = 0; i < kWidth; ++i) out[i] = static_cast<T>(fmaf(factor[i], values[i], base[i]));
+                w8a8::store(y + at, out, valid, Tile::kWide || wide);
+            });
     }
 };
 
@@ -39,7 +38,7 @@ Status launchAs(w8a8::Operands const& x, Call const& call, cudaStream_t stream) 
     auto* const y = static_cast<T*>(call.out[Op::kOutY].data);
     bool const wide = w8a8::aligned(residual, x.n) && w8a8::aligned(gate, x.n) && w8a8::aligned(y, x.n);
     auto const group = static_cast<int32_t>(x.m / call.in[Op::kInGate].dim[0]);
-    return w8a8::launchKernel(x, Residual<T>{residual, gate, y, group, wide}, stream);
+    return w8a8::launchKernel<sizeof(T) == 2>(x, Residual<T>{residual, gate, y, group, wide}, stream);
 }
 
 }  // namespace

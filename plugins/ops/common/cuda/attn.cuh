@@ -96,6 +96,13 @@ __device__ inline void loadRows(uint4* shared, Rows<T const> const& rows, int32_
     }
 }
 
+// Starts to copy `count` chunks of 16 bytes to shared memory as they lie.
+__device__ inline void loadChunks(uint4* shared, uint4 const* from, int count) {
+    // Few turns: unrolling would only cost registers.
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count; i += blockDim.x) copyAsync(shared + i, from + i);
+}
+
 // Starts to copy `count` packed rows of kChunks chunks to shared memory.
 template <int kChunks>
 __device__ inline void loadPacked(uint4* shared, void const* packed, int count) {
@@ -119,8 +126,8 @@ __device__ inline int32_t warpQuery() {
 }
 
 template <class T>
-__device__ inline void loadQueries(Queries& q, Rows<T const> const& rows) {
-    int32_t const first = warpQuery() + threadIdx.x % 32 / 4;
+__device__ inline void loadQueries(Queries& q, Rows<T const> const& rows, int32_t first) {
+    first += threadIdx.x % 32 / 4;
 #pragma unroll
     for (int step = 0; step < kHeadDim / 16; ++step) {
 #pragma unroll
@@ -157,14 +164,15 @@ struct KeyTiles {
     int32_t at = 0, part = 0;
     int32_t ahead = 0;  // entry `at` of the list, read one step early so that nothing waits for it
 
-    __device__ KeyTiles(Kept const& kept, int32_t block, int32_t s)
+    // For query block `row` of `rows` of each head.
+    __device__ KeyTiles(Kept const& kept, int32_t block, int32_t s, int32_t row, int32_t rows)
         : lut(kept.lut),
           keep(kept.keep),
           split(block / kTile),
           blocks(ceilDiv(s, block)),
           tiles(ceilDiv(s, kTile)) {
         if (lut != nullptr) {
-            lut += ((int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x) * keep;
+            lut += ((int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * rows + row) * keep;
             if (keep > 0) ahead = lut[0];
         }
     }
@@ -185,6 +193,17 @@ struct KeyTiles {
     }
 };
 
+// Probabilities of 16 keys as a fragment of type T.
+template <class T, int kTiles>
+__device__ inline void packProbabilities(uint32_t (&to)[4], float const (&p)[kTiles][4], int step) {
+    float const(&low)[4] = p[2 * step];
+    float const(&high)[4] = p[2 * step + 1];
+    to[0] = pack<T>(low[0], low[1]);
+    to[1] = pack<T>(low[2], low[3]);
+    to[2] = pack<T>(high[0], high[1]);
+    to[3] = pack<T>(high[2], high[3]);
+}
+
 // Sums of two query rows, g and g + 8 of the warp's.
 struct Softmax {
     // The least finite number, not infinity: the difference of two of them is no NaN.
@@ -192,11 +211,12 @@ struct Softmax {
     float sum[2] = {0, 0};  // of this lane's columns
     float out[kHeadDim / 8][4] = {};
 
-    // Turns scores of one tile into probabilities 2^(score * factor - max + offset) and rescales what was
-    // summed before. `round` gives a probability as the denominator sees it.
+    // Turns scores of one tile into probabilities 2^(score * factor - max + offset) and says by what `out`
+    // shrinks, as the denominator did. `round` gives a probability as the denominator sees it.
     template <int kTiles, class Round>
-    __device__ void step(float (&scores)[kTiles][4], float factor, float offset, Round round) {
-        float shift[2], shrink[2];
+    __device__ void probabilities(
+        float (&scores)[kTiles][4], float (&shrink)[2], float factor, float offset, Round round) {
+        float shift[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             float top = -FLT_MAX;
@@ -219,6 +239,13 @@ struct Softmax {
                 scores[n][i] = p;
             }
         }
+    }
+
+    // The same, and shrinks `out`.
+    template <int kTiles, class Round>
+    __device__ void step(float (&scores)[kTiles][4], float factor, float offset, Round round) {
+        float shrink[2];
+        probabilities(scores, shrink, factor, offset, round);
 #pragma unroll
         for (int n = 0; n < kHeadDim / 8; ++n) {
 #pragma unroll
@@ -232,10 +259,8 @@ struct Softmax {
         int const lane = threadIdx.x % 32;
 #pragma unroll
         for (int step = 0; step < kTiles / 2; ++step) {
-            float const(&low)[4] = p[2 * step];
-            float const(&high)[4] = p[2 * step + 1];
-            uint32_t const a[4] = {pack<T>(low[0], low[1]), pack<T>(low[2], low[3]),
-                                   pack<T>(high[0], high[1]), pack<T>(high[2], high[3])};
+            uint32_t a[4];
+            packProbabilities<T>(a, p, step);
 #pragma unroll
             for (int n = 0; n < kHeadDim / 16; ++n) {
                 uint32_t b[4];

@@ -2,7 +2,7 @@
 // blocks, with the linear branch of SLA where there is one.
 #pragma once
 
-#include "attn_linear.cuh"
+#include "attn_exact_hopper.cuh"
 
 namespace turbo::attn {
 
@@ -22,9 +22,9 @@ __global__ void __launch_bounds__(kMaxThreads)
     Rows<T const> const valueRows(v, shape.s, shape, blockIdx.y, blockIdx.z);
     float const unit = kLog2e * rsqrtf(static_cast<float>(shape.d));
     Queries queries;
-    loadQueries(queries, Rows<T const>(q, shape.l, shape, blockIdx.y, blockIdx.z));
+    loadQueries(queries, Rows<T const>(q, shape.l, shape, blockIdx.y, blockIdx.z), warpQuery());
     Softmax softmax;
-    KeyTiles<kExactTile> tiles(kept, blockK, shape.s);
+    KeyTiles<kExactTile> tiles(kept, blockK, shape.s, blockIdx.x, gridDim.x);
     uint4* stage = shared;
     auto const load = [&](uint4* to, int32_t tile) {
         loadRows(to, keyRows, tile * kExactTile, kExactTile);
@@ -66,11 +66,19 @@ __global__ void __launch_bounds__(kMaxThreads)
 template <bool kLinear, class T>
 Status launchExact(Shape const& shape, Call const& call, Kept const& kept, int32_t blockQ, int32_t blockK,
                    Linear<T> const& linear, cudaStream_t stream) {
+    auto const* const q = static_cast<T const*>(call.in[0].data);
+    auto const* const k = static_cast<T const*>(call.in[1].data);
+    auto const* const v = static_cast<T const*>(call.in[2].data);
+    auto* const o = static_cast<T*>(call.out[0].data);
+    hopper::Device device;
+    cudaError_t const error = hopper::describeDevice(device);
+    if (error != cudaSuccess) return {nullptr, error};
+    if (device.isHopper && wgmma::takesExact(shape)) {
+        return wgmma::launchExact<T, kLinear>(shape, q, k, v, o, kept, blockQ, blockK, linear, stream);
+    }
     dim3 const grid(ceilDiv(shape.l, blockQ), shape.heads, shape.batch);
-    return enqueue(attendExact<T, kLinear>, grid, blockQ / kWarpQueries * 32, kExactShared, stream, shape,
-                   static_cast<T const*>(call.in[0].data), static_cast<T const*>(call.in[1].data),
-                   static_cast<T const*>(call.in[2].data), static_cast<T*>(call.out[0].data), kept,
-                   blockK, linear);
+    return enqueue(attendExact<T, kLinear>, grid, blockQ / kWarpQueries * 32, kExactShared, stream, shape, q, k, v, o,
+                   kept, blockK, linear);
 }
 
 }  // namespace turbo::attn

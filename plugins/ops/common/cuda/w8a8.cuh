@@ -1,338 +1,54 @@
-// y = activation((q * s) @ (w * ws)^T + bias): INT8 matrix product with f32 scales of 128 x 128 blocks, the
-// body of the W8A8 linears (TurboDiffusion `ops/gemm`). sm_80 and newer; what becomes of the outputs is an
-// epilogue's.
-//
-// A CTA computes a tile of 128 x 128 outputs, and a step of its loop takes one block of K: the block's INT32
-// sums are exact and end as acc = fma(float(sum), s * ws, acc), blocks in ascending order, so the result is
-// the one of `plugins/ops/common/w8a8.rs`.
-//
-// Shared memory holds kStages steps. A step is 128 rows of q, then 128 rows of w, 128 bytes each: eight
-// chunks of 16 bytes, chunk c of row r at place c ^ (r % 8). The eight rows that ldmatrix reads at a time and
-// the eight chunks of a row that cp.async writes then lie in different banks. Afterwards the same memory
-// holds the tile of outputs in f32.
+// y = activation((q * s) @ (w * ws)^T + bias): INT8 matrix product with f32 scales of 128 x 128 blocks, the body of the
+// W8A8 linears (TurboDiffusion `ops/gemm`). What becomes of the outputs is an epilogue's.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include <algorithm>
-#include <cstddef>
-#include <cstdint>
-
-#include "mma_s8.cuh"
 #include "op.h"
+#include "w8a8_hopper.cuh"
+#include "w8a8_portable.cuh"
 
 namespace turbo::w8a8 {
 
-constexpr int32_t kTile = 128;          // rows and columns of a tile of outputs, and K of a step
-constexpr int32_t kChunk = 16;          // bytes of one copy
-constexpr int32_t kStages = 3;          // steps in shared memory
-constexpr int32_t kOperand = kTile * kTile;
-constexpr int32_t kStage = 2 * kOperand;
-constexpr int32_t kWarpRows = 64;       // outputs of a warp
-constexpr int32_t kWarpColumns = 32;
-constexpr int32_t kWarps = (kTile / kWarpRows) * (kTile / kWarpColumns);
-constexpr int32_t kThreads = 32 * kWarps;
-constexpr int32_t kMmaRows = 16;        // outputs and K of an mma
-constexpr int32_t kMmaColumns = 8;
-constexpr int32_t kMmaK = 32;
-constexpr int32_t kPitch = kTile + 8;   // floats from row to row of the outputs: stores meet no bank twice
-constexpr int32_t kShared = kStages * kStage;
-constexpr int32_t kRaster = 16;         // tiles of rows that CTAs sweep together
-static_assert((kTile * kPitch + kWarps) * sizeof(float) <= kShared && kShared <= 99 * 1024);
-
-// 1.5 * 2^23, as f32 and as its bits: sums start from the bits, and an INT32 that stays within 2^22 of them
-// reads as the f32 of 1.5 * 2^23 + sum, exactly. A subtraction is cheaper than a conversion. |sum| <= 128 *
-// 2^14 = 2^21.
-constexpr float kMagic = 12582912.0f;
-constexpr int32_t kMagicBits = 0x4B400000;
-
-struct Operands {
-    int8_t const* q;    // activations [m, k]
-    float const* s;     // scales [ceil(m/128), ceil(k/128)]
-    int8_t const* w;    // weights [n, k]
-    float const* ws;    // scales [ceil(n/128), ceil(k/128)]
-    float const* bias;  // [n]
-    int32_t m, n, k;
-    bool gelu;          // the tanh GELU follows the bias
-};
-
-// Where a tile lies in the whole.
-struct Place {
-    int32_t row, column;    // first ones
-    int32_t rows, columns;  // how many exist, up to kTile
-};
-
-// A tile of outputs in shared memory, before bias and activation.
-struct Tile : Place {
-    float* y;        // kTile rows of kPitch
-    float* scratch;  // kWarps
-};
-
-// Reads `valid` values, which with `wide` are all and aligned to 16 bytes; the others become zeros.
-template <int32_t kCount, class T>
-__device__ __forceinline__ void load(float (&to)[kCount], T const* from, int32_t valid, bool wide) {
-    alignas(16) T values[kCount];
-    if (wide) {
-#pragma unroll
-        for (int32_t i = 0; i < kCount * static_cast<int32_t>(sizeof(T)) / 16; ++i) {
-            reinterpret_cast<uint4*>(values)[i] = reinterpret_cast<uint4 const*>(from)[i];
-        }
-    } else {
-#pragma unroll
-        for (int32_t i = 0; i < kCount; ++i) values[i] = i < valid ? from[i] : static_cast<T>(0.0f);
-    }
-#pragma unroll
-    for (int32_t i = 0; i < kCount; ++i) to[i] = static_cast<float>(values[i]);
-}
-
-// Writes the first `valid` of 16 bytes of values, which with `wide` are all and aligned to 16 bytes.
-template <int32_t kCount, class T>
-__device__ __forceinline__ void store(T* to, T const (&values)[kCount], int32_t valid, bool wide) {
-    static_assert(kCount * sizeof(T) == 16);
-    if (wide) {
-        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<uint4 const*>(values);
-    } else {
-#pragma unroll
-        for (int32_t i = 0; i < kCount; ++i) {
-            if (i < valid) to[i] = values[i];
-        }
-    }
-}
-
-__device__ __forceinline__ float geluTanh(float x) {
-    constexpr float kFactor = 0.7978845608028654f;  // sqrt(2 / pi)
-    return 0.5f * x * (1.0f + tanhf(kFactor * (x + 0.044715f * x * x * x)));
-}
-
-// Calls `visit(row, column, valid, values)` for the runs of kWidth outputs of the tile that this thread has,
-// the same in every call: `values` are in shared memory.
-template <int32_t kWidth, class Visit>
-__device__ __forceinline__ void forEachRun(Tile const& tile, Visit visit) {
-    constexpr int32_t kRuns = kTile / kWidth;
-    int32_t const thread = static_cast<int32_t>(threadIdx.x);
-    int32_t const column = thread % kRuns * kWidth;
-    int32_t const valid = min(kWidth, tile.columns - column);
-    if (valid <= 0) return;
-#pragma unroll 1
-    for (int32_t row = thread / kRuns; row < tile.rows; row += kThreads / kRuns) {
-        visit(row, column, valid, tile.y + row * kPitch + column);
-    }
-}
-
-// Adds the bias to a run at column `column` of the whole and applies the activation.
-template <int32_t kWidth>
-__device__ __forceinline__ void finish(float (&y)[kWidth], Operands const& x, int32_t column, int32_t valid) {
-#pragma unroll
-    for (int32_t i = 0; i < kWidth; ++i) y[i] += i < valid ? x.bias[column + i] : 0.0f;
-    if (x.gelu) {
-#pragma unroll
-        for (int32_t i = 0; i < kWidth; ++i) y[i] = geluTanh(y[i]);
-    }
-}
-
-// One thread's share in filling one operand of a step: chunk `chunk` of every kThreads / 8th row.
-struct Loader {
-    int8_t const* from;  // the operand's first row of the tile
-    int32_t last;        // last row of the tile that exists, which stands for those after it
-    int32_t k;
-
-    template <bool kAsync>
-    __device__ __forceinline__ void load(uint32_t shared, int32_t step) const {
-        constexpr int32_t kRows = kThreads * kChunk / kTile;
-        static_assert(kRows % 8 == 0, "the chunk's place is the same in all rows of a thread");
-        int32_t const thread = static_cast<int32_t>(threadIdx.x);
-        int32_t const row = thread / 8;
-        int32_t const chunk = thread % 8;
-        int64_t const column = static_cast<int64_t>(step) * kTile + chunk * kChunk;
-        shared += row * kTile + (chunk ^ row % 8) * kChunk;
-        if constexpr (kAsync) {
-            bool const valid = column < k;
-            int8_t const* const source = from + (valid ? column : 0);
-#pragma unroll
-            for (int32_t i = 0; i < kTile; i += kRows) {
-                copyAsync16(shared + i * kTile, source + static_cast<int64_t>(min(row + i, last)) * k, valid);
-            }
-        } else {
-            int32_t const valid = static_cast<int32_t>(min(int64_t{kChunk}, k - column));
-#pragma unroll 1
-            for (int32_t i = 0; i < kTile; i += kRows) {
-                int8_t const* const source = from + static_cast<int64_t>(min(row + i, last)) * k + column;
-                uint32_t words[4] = {};
-#pragma unroll
-                for (int32_t b = 0; b < kChunk; ++b) {
-                    uint32_t const value = b < valid ? static_cast<uint8_t>(source[b]) : 0;
-                    words[b / 4] |= value << b % 4 * 8;
-                }
-                storeShared16(shared + i * kTile, words);
-            }
-        }
-    }
-};
-
-// The outputs of a warp as mma lays them out: row tile, column tile, register.
-using Accumulators = float[kWarpRows / kMmaRows][kWarpColumns / kMmaColumns][4];
-
-// acc += sums * scale of one step, whose rows of the warp begin at `q` and `w` in shared memory. Weights stay
-// in registers, a row tile of activations comes while the one before is multiplied.
-__device__ __forceinline__ void multiply(Accumulators& acc, uint32_t q, uint32_t w, float scale) {
-    constexpr int32_t kColumnTiles = kWarpColumns / kMmaColumns;
-    uint32_t b[kColumnTiles][kTile / kMmaK / 2][4];
-#pragma unroll
-    for (int32_t j = 0; j < kColumnTiles; ++j) {
-#pragma unroll
-        for (int32_t pair = 0; pair < kTile / kMmaK / 2; ++pair) {
-            loadMatrices(b[j][pair], (w ^ pair * 2 * kMmaK) + j * kMmaColumns * kTile);
-        }
-    }
-#pragma unroll
-    for (int32_t i = 0; i < kWarpRows / kMmaRows; ++i) {
-        int32_t sum[kColumnTiles][4];
-#pragma unroll
-        for (int32_t j = 0; j < kColumnTiles; ++j) {
-#pragma unroll
-            for (int32_t& value : sum[j]) value = kMagicBits;
-        }
-#pragma unroll
-        for (int32_t ks = 0; ks < kTile / kMmaK; ++ks) {
-            uint32_t a[4];
-            loadMatrices(a, (q ^ ks * kMmaK) + i * kMmaRows * kTile);
-#pragma unroll
-            for (int32_t j = 0; j < kColumnTiles; ++j) {
-                mmaS8(sum[j], a, b[j][ks / 2][ks % 2 * 2], b[j][ks / 2][ks % 2 * 2 + 1]);
-            }
-        }
-#pragma unroll
-        for (int32_t j = 0; j < kColumnTiles; ++j) {
-#pragma unroll
-            for (int32_t e = 0; e < 4; ++e) {
-                acc[i][j][e] = fmaf(__int_as_float(sum[j][e]) - kMagic, scale, acc[i][j][e]);
-            }
-        }
-    }
-}
-
-// The tile of this CTA. CTAs that run together take kRaster tiles of rows and as many of columns as there are
-// CTAs for: a square of the outputs reads the fewest bytes, and L2 holds them.
-__device__ __forceinline__ Place place(Operands const& x) {
-    int32_t const id = static_cast<int32_t>(blockIdx.x);
-    int32_t const tilesM = (x.m - 1) / kTile + 1;
-    int32_t const tilesN = (x.n - 1) / kTile + 1;
-    int32_t const first = id / tilesN / kRaster * kRaster;
-    int32_t const height = min(kRaster, tilesM - first);
-    int32_t const within = id - first * tilesN;
-    int32_t const row = (first + within % height) * kTile;
-    int32_t const column = within / height * kTile;
-    return {row, column, min(kTile, x.m - row), min(kTile, x.n - column)};
-}
-
-template <class Epilogue, bool kAsync>
-__global__ void __launch_bounds__(kThreads) kernel(Operands x, Epilogue epilogue) {
-    extern __shared__ __align__(1024) uint8_t memory[];
-    uint32_t const shared = sharedAddress(memory);
-    Place const at = place(x);
-    int32_t const steps = (x.k - 1) / kTile + 1;
-
-    Loader const loadQ{x.q + static_cast<int64_t>(at.row) * x.k, at.rows - 1, x.k};
-    Loader const loadW{x.w + static_cast<int64_t>(at.column) * x.k, at.columns - 1, x.k};
-    auto const loadStep = [&](int32_t step, int32_t stage) {
-        if (step < steps) {
-            loadQ.load<kAsync>(shared + stage * kStage, step);
-            loadW.load<kAsync>(shared + stage * kStage + kOperand, step);
-        }
-        commitCopies();
-    };
-
-    int32_t const warp = static_cast<int32_t>(threadIdx.x) / 32;
-    int32_t const lane = static_cast<int32_t>(threadIdx.x) % 32;
-    int32_t const row = warp / (kTile / kWarpColumns) * kWarpRows;
-    int32_t const column = warp % (kTile / kWarpColumns) * kWarpColumns;
-    // A load of q takes rows 0-7 and 8-15 of one chunk, then of the next; a load of w four chunks of eight
-    // rows. An exclusive or with the bytes of whole such loads moves along the row.
-    uint32_t const q = shared + (row + lane % 16) * kTile + (lane / 16 ^ lane % 8) * kChunk;
-    uint32_t const w = shared + kOperand + (column + lane % 8) * kTile + (lane / 8 ^ lane % 8) * kChunk;
-    float const* const s = x.s + static_cast<int64_t>(at.row / kTile) * steps;
-    float const* const ws = x.ws + static_cast<int64_t>(at.column / kTile) * steps;
-    Accumulators acc = {};
-
-#pragma unroll
-    for (int32_t stage = 0; stage < kStages - 1; ++stage) loadStep(stage, stage);
-    int32_t stage = 0;
-#pragma unroll 1
-    for (int32_t step = 0; step < steps; ++step) {
-        float const scale = s[step] * ws[step];
-        waitCopies<kStages - 2>();
-        // Everyone's part of this step has come, and everyone is done with the step before, whose place is
-        // next.
-        __syncthreads();
-        loadStep(step + kStages - 1, stage == 0 ? kStages - 1 : stage - 1);
-        multiply(acc, q + stage * kStage, w + stage * kStage, scale);
-        stage = stage + 1 == kStages ? 0 : stage + 1;
-    }
-    waitCopies<0>();
-    __syncthreads();
-
-    float* const y = reinterpret_cast<float*>(memory);
-#pragma unroll
-    for (int32_t i = 0; i < kWarpRows / kMmaRows; ++i) {
-#pragma unroll
-        for (int32_t j = 0; j < kWarpColumns / kMmaColumns; ++j) {
-            float* const to =
-                y + (row + i * kMmaRows + lane / 4) * kPitch + column + j * kMmaColumns + lane % 4 * 2;
-            *reinterpret_cast<float2*>(to) = make_float2(acc[i][j][0], acc[i][j][1]);
-            *reinterpret_cast<float2*>(to + kMmaRows / 2 * kPitch) = make_float2(acc[i][j][2], acc[i][j][3]);
-        }
-    }
-    __syncthreads();
-    epilogue(Tile{at, y, y + kTile * kPitch}, x);
-}
-
-// Whether rows of `columns` elements from `data` on begin at multiples of 16 bytes.
-template <class T>
-bool aligned(T const* data, int64_t columns) {
-    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && columns * sizeof(T) % 16 == 0;
-}
-
 // The operands, the first five inputs of every W8A8 linear.
 inline Operands operands(Call const& call, bool gelu) {
+    auto const* const bias = static_cast<float const*>(call.in[4].data);
     return {static_cast<int8_t const*>(call.in[0].data),
             static_cast<float const*>(call.in[1].data),
             static_cast<int8_t const*>(call.in[2].data),
             static_cast<float const*>(call.in[3].data),
-            static_cast<float const*>(call.in[4].data),
+            bias,
             static_cast<int32_t>(call.in[0].dim[0]),
             static_cast<int32_t>(call.in[2].dim[0]),
             static_cast<int32_t>(call.in[0].dim[1]),
-            gelu};
+            gelu,
+            aligned(bias, 4)};
 }
 
-// Whether the kernel takes the operands' sizes.
+// Whether the kernels take the operands' sizes.
 inline Status check(Call const& call) {
     int64_t const m = call.in[0].dim[0], n = call.in[2].dim[0], k = call.in[0].dim[1];
     // Rounded up to whole tiles, sizes must remain int32.
-    constexpr int64_t kMost = INT32_MAX - kStages * kTile;
+    constexpr int64_t kMost = INT32_MAX - 3 * kBlock;
     if (m < 0 || m > kMost || n < 0 || n > kMost) return {"axes `m` and `n` must be below 2^31 - 384"};
     if (k < 1 || k > kMost) return {"axis `k` must be at least 1 and below 2^31 - 384"};
-    if (((m + kTile - 1) / kTile + kRaster) * ((n + kTile - 1) / kTile) > INT32_MAX) {
+    if (((m + kRaster) / kBlock + 1) * ((n + kBlock - 1) / kBlock) > INT32_MAX) {
         return {"`y` must have fewer than 2^31 blocks of 128 x 128"};
     }
     return {};
 }
 
-template <class Epilogue>
+// Computes the linear on the kernel that suits the device. Hopper's takes half precision and INT8 outputs.
+template <bool kHalf, class Epilogue>
 Status launchKernel(Operands const& x, Epilogue const& epilogue, cudaStream_t stream) {
     if (x.m == 0 || x.n == 0) return {};
-    auto* const run =
-        aligned(x.q, x.k) && aligned(x.w, x.k) ? kernel<Epilogue, true> : kernel<Epilogue, false>;
-    cudaError_t const error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-    if (error != cudaSuccess) return {nullptr, error};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(((x.m - 1) / kTile + 1) * ((x.n - 1) / kTile + 1));
-    config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = kShared;
-    config.stream = stream;
-    return {nullptr, cudaLaunchKernelEx(&config, run, x, epilogue)};
+    if constexpr (kHalf) {
+        hopper::Device device;
+        cudaError_t const error = hopper::describeDevice(device);
+        if (error != cudaSuccess) return {nullptr, error};
+        if (device.isHopper && epilogue.wide && wgmma::takes(x)) {
+            return wgmma::launch(x, epilogue, device.multiprocessors, stream);
+        }
+    }
+    return portable::launch(x, epilogue, stream);
 }
 
 }  // namespace turbo::w8a8

@@ -1,0 +1,130 @@
+// Softmax attention in the activation type on sm_90a: wgmma and tensor copies, for heads of kHeadDim channels.
+//
+// A thread block is one warpgroup and attends for 64 queries, which stay in registers. Keys and values come in tiles of
+// 64, each as two boxes of 64 channels; what lies past a sequence's end comes as zeros. Several blocks on a
+// multiprocessor keep its tensor cores busy while others are at their softmax.
+#pragma once
+
+#include "attn_linear.cuh"
+#include "hopper.cuh"
+
+namespace turbo::attn::wgmma {
+
+constexpr int kExactQueries = 64;  // of a thread block
+constexpr int kExactKeys = 64;     // of a tile
+constexpr int kExactStages = 2;
+constexpr int kBoxChannels = hopper::kRow / 2;
+constexpr int kBoxes = kHeadDim / kBoxChannels;
+constexpr int kBoxBytes = kExactKeys * hopper::kRow;
+
+// Tiles in shared memory, from a multiple of hopper::kAlignment on: boxes of [key, channel].
+struct ExactShared {
+    struct {
+        uint8_t keys[kBoxes][kBoxBytes];
+        uint8_t values[kBoxes][kBoxBytes];
+    } stages[kExactStages];
+    alignas(8) uint64_t full[kExactStages];
+};
+
+template <class T, bool kLinear>
+__global__ void __launch_bounds__(hopper::kWarpgroup, 3)
+    attendExact(Shape shape, T const* q, __grid_constant__ CUtensorMap const k, __grid_constant__ CUtensorMap const v,
+                T* o, Kept kept, int32_t blockQ, int32_t blockK, Linear<T> linear) {
+#if TURBO_HOPPER
+    extern __shared__ uint8_t memory[];
+    auto const address = [](void const* x) { return static_cast<uint32_t>(__cvta_generic_to_shared(x)); };
+    auto& shared = *reinterpret_cast<ExactShared*>(memory + -address(memory) % hopper::kAlignment);
+    bool const leads = threadIdx.x == 0;
+    if (leads) {
+        for (uint64_t& barrier : shared.full) hopper::initBarrier(address(&barrier), 1);
+        hopper::publishBarriers();
+    }
+    __syncthreads();
+
+    int32_t const batch = static_cast<int32_t>(blockIdx.z), column = static_cast<int32_t>(blockIdx.y) * 2 * kHeadDim;
+    auto const fetch = [&](int32_t stage, int32_t tile) {
+        if (!leads || tile < 0) return;
+        uint32_t const full = address(&shared.full[stage]);
+        hopper::expectBytes(full, 2 * kBoxes * kBoxBytes);
+        for (int32_t box = 0; box < kBoxes; ++box) {
+            int32_t const at = column + box * hopper::kRow;
+            hopper::copyBox(address(shared.stages[stage].keys[box]), k, full, at, tile * kExactKeys, batch);
+            hopper::copyBox(address(shared.stages[stage].values[box]), v, full, at, tile * kExactKeys, batch);
+        }
+    };
+    KeyTiles<kExactKeys> tiles(kept, blockK, shape.s, blockIdx.x * kExactQueries / blockQ, ceilDiv(shape.l, blockQ));
+    int32_t tile = tiles.next(), next = tiles.next();
+    fetch(0, tile);
+    fetch(1, next);
+
+    float const unit = kLog2e * rsqrtf(static_cast<float>(kHeadDim));
+    Queries queries;
+    loadQueries(queries, Rows<T const>(q, shape.l, shape, blockIdx.y, blockIdx.z), warpQuery());
+    Softmax softmax;
+    auto& out = reinterpret_cast<float(&)[kHeadDim / 2]>(softmax.out);
+    hopper::Ring<kExactStages> ring;
+    while (tile >= 0) {
+        auto const& stage = shared.stages[ring.stage];
+        hopper::wait(address(&shared.full[ring.stage]), ring.parity);
+        float scores[kExactKeys / 8][4];
+        auto& sums = reinterpret_cast<float(&)[kExactKeys / 2]>(scores);
+        hopper::beginProducts();
+#pragma unroll
+        for (int step = 0; step < kHeadDim / 16; ++step) {
+            constexpr int kBoxSteps = kBoxChannels / 16;
+            uint64_t const keys = hopper::describe(address(stage.keys[step / kBoxSteps]));
+            hopper::multiply(T{}, sums, queries[step], keys + step % kBoxSteps * hopper::kNextK, step > 0);
+        }
+        hopper::commitProducts();
+        hopper::waitProducts<0>();
+        hopper::settle(sums);
+
+        maskKeys(scores, shape.s - tile * kExactKeys);
+        softmax.step(scores, unit, 0.0f, [](float p) { return p; });
+        uint32_t p[kExactKeys / 16][4];
+#pragma unroll
+        for (int step = 0; step < kExactKeys / 16; ++step) packProbabilities<T>(p[step], scores, step);
+        uint64_t const values = hopper::describeColumns(address(stage.values), kBoxBytes);
+        hopper::settle(out);
+        hopper::beginProducts();
+#pragma unroll
+        for (int step = 0; step < kExactKeys / 16; ++step) {
+            hopper::multiplyColumns(T{}, out, p[step], values + step * hopper::kNextRows, true);
+        }
+        hopper::commitProducts();
+        int32_t const after = tiles.next();
+        hopper::waitProducts<0>();
+        hopper::settle(out);
+        // Everybody is done with this stage.
+        __syncthreads();
+        fetch(ring.stage, after);
+        tile = next;
+        next = after;
+        ring.advance();
+    }
+    softmax.normalise();
+    if constexpr (kLinear) addLinear(softmax, queries, linear, shape, reinterpret_cast<uint4*>(&shared));
+    softmax.store(Rows<T>(o, shape.l, shape, blockIdx.y, blockIdx.z));
+#endif
+}
+
+// Whether the kernel takes tensors of this shape.
+inline bool takesExact(Shape const& shape) { return shape.vector && shape.d == kHeadDim; }
+
+template <class T, bool kLinear>
+Status launchExact(Shape const& shape, T const* q, T const* k, T const* v, T* o, Kept const& kept, int32_t blockQ,
+                   int32_t blockK, Linear<T> const& linear, cudaStream_t stream) {
+    uint64_t const row = 2 * shape.width(), s = shape.s;
+    CUtensorMap maps[2];
+    T const* const from[2] = {k, v};
+    for (int i = 0; i < 2; ++i) {
+        cudaError_t const error = hopper::makeMap<3>(maps[i], from[i], {row, s, static_cast<uint64_t>(shape.batch)},
+                                                     {row, row * s}, {hopper::kRow, kExactKeys, 1});
+        if (error != cudaSuccess) return {nullptr, error};
+    }
+    dim3 const grid(ceilDiv(shape.l, kExactQueries), shape.heads, shape.batch);
+    return enqueue(attendExact<T, kLinear>, grid, hopper::kWarpgroup, sizeof(ExactShared) + hopper::kAlignment, stream,
+                   shape, q, maps[0], maps[1], o, kept, blockQ, blockK, linear);
+}
+
+}  // namespace turbo::attn::wgmma

@@ -1,0 +1,342 @@
+// Instructions of sm_90a: barriers in shared memory, bulk tensor copies (TMA) and matrix products of a warpgroup
+// (PTX ISA, "mbarrier", "cp.async.bulk.tensor", "wgmma", "setmaxnreg").
+//
+// Only the architecture-specific sm_90a has them, not the PTX that later GPUs are compiled from: kernels hold
+// their bodies in `#if TURBO_HOPPER`, and the host chooses them by `describeDevice` alone.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define TURBO_HOPPER 1
+#else
+#define TURBO_HOPPER 0
+#endif
+
+namespace turbo::hopper {
+
+constexpr int32_t kWarpgroup = 128;  // threads of a warpgroup
+constexpr int32_t kRow = 128;        // bytes of a row in shared memory, the width of the swizzle
+constexpr int32_t kAlignment = 1024; // of a tile of such rows: eight of them are one period of the swizzle
+
+#if TURBO_HOPPER
+
+// A barrier is 8 bytes of shared memory. It counts arrivals and bytes, and its phases alternate in parity.
+__device__ __forceinline__ void initBarrier(uint32_t barrier, uint32_t arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Shows initialised barriers to the copy engine.
+__device__ __forceinline__ void publishBarriers() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives, and lets the phase wait for as many bytes of copies.
+__device__ __forceinline__ void expectBytes(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+
+// Waits until the phase of this parity is over.
+__device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
+    uint32_t over;
+    do {
+        asm volatile(
+            "{\n"
+            ".reg .pred over;\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+            "selp.b32 %0, 1, 0, over;\n"
+            "}"
+            : "=r"(over)
+            : "r"(barrier), "r"(parity)
+            : "memory");
+    } while (over == 0);
+}
+
+// Where a ring of buffers stands: the one that is next, and the parity of its phase.
+template <int32_t kStages>
+struct Ring {
+    int32_t stage = 0;
+    uint32_t parity = 0;
+
+    __device__ __forceinline__ void advance() {
+        if (++stage == kStages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+// Copies a box of a tensor to shared memory; its bytes, zeros outside the tensor included, count at the barrier.
+__device__ __forceinline__ void copyBox(
+    uint32_t shared, CUtensorMap const& map, uint32_t barrier, int32_t column, int32_t row) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+        "[%1, {%3, %4}], [%2];" ::"r"(shared),
+        "l"(&map), "r"(barrier), "r"(column), "r"(row)
+        : "memory");
+}
+
+__device__ __forceinline__ void copyBox(
+    uint32_t shared, CUtensorMap const& map, uint32_t barrier, int32_t c0, int32_t c1, int32_t c2) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+        "[%1, {%3, %4, %5}], [%2];" ::"r"(shared),
+        "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2)
+        : "memory");
+}
+
+__device__ __forceinline__ void copyBox(uint32_t shared, CUtensorMap const& map, uint32_t barrier, int32_t c0,
+                                        int32_t c1, int32_t c2, int32_t c3, int32_t c4) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+        "[%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(shared),
+        "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+        : "memory");
+}
+
+// Copies `bytes`, a multiple of 16, as they lie.
+__device__ __forceinline__ void copyBytes(uint32_t shared, void const* global, uint32_t bytes, uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+        "l"(global), "r"(bytes), "r"(barrier)
+        : "memory");
+}
+
+__device__ __forceinline__ void prefetchMap(CUtensorMap const& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// The descriptor of a tile at `shared` of rows of kRowBytes, 64 or 128, with K along the row and swizzled as the copy
+// engine does it for rows that wide: its address and the distance of eight rows, in units of 16 bytes. A product takes
+// 32 bytes of each row; the next ones are kNextK further on.
+template <int32_t kRowBytes = kRow>
+__device__ __forceinline__ uint64_t describe(uint32_t shared) {
+    static_assert(kRowBytes == 64 || kRowBytes == 128);
+    constexpr uint64_t kSwizzle = uint64_t{kRowBytes == 128 ? 1 : 2} << 62;
+    constexpr uint64_t kEightRows = uint64_t{8 * kRowBytes / 16} << 32;
+    constexpr uint64_t kIgnored = uint64_t{1} << 16;
+    return kSwizzle | kEightRows | kIgnored | (shared >> 4 & 0x3fff);
+}
+constexpr uint64_t kNextK = 32 / 16;
+
+// The descriptor of rows along K of kRow bytes, swizzled: of tiles that follow one another along N, `next` bytes apart.
+// A product takes 16 rows; the next ones are kNextRows further on.
+__device__ __forceinline__ uint64_t describeColumns(uint32_t shared, uint32_t next) {
+    constexpr uint64_t kSwizzle = uint64_t{1} << 62;
+    constexpr uint64_t kEightRows = uint64_t{8 * kRow / 16} << 32;
+    return kSwizzle | kEightRows | uint64_t{next / 16} << 16 | (shared >> 4 & 0x3fff);
+}
+constexpr uint64_t kNextRows = 16 * kRow / 16;
+
+// Before the first product of a group, and after anything else touched its registers.
+__device__ __forceinline__ void beginProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void commitProducts() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most `kPending` groups of products are under way.
+template <int32_t kPending>
+__device__ __forceinline__ void waitProducts() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// Keeps the compiler from reading sums before the wait above it.
+template <int32_t kCount>
+__device__ __forceinline__ void settle(int32_t (&sums)[kCount]) {
+#pragma unroll
+    for (int32_t& sum : sums) asm volatile("" : "+r"(sum)::"memory");
+}
+
+template <int32_t kCount>
+__device__ __forceinline__ void settle(float (&sums)[kCount]) {
+#pragma unroll
+    for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");
+}
+
+// Sums of a product of 64 x 128 in a thread: lane l of warp w holds, for j in 0..16, columns 8 j + 2 (l % 4) and the
+// next one of row 16 w + l / 4 in sums 4 j and 4 j + 1, and of the row eight further down in 4 j + 2 and 4 j + 3.
+using Sums = int32_t[64];
+
+// Names and constraints of as many sums, and the numbers of the operands that follow them.
+#define TURBO_NAMES_32                                                                                         \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
+    "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TURBO_NAMES_64                                                                                        \
+    TURBO_NAMES_32                                                                                            \
+    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
+    "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define TURBO_SUMS_8(kind, s, i)                                                                                \
+    kind((s)[i]), kind((s)[i + 1]), kind((s)[i + 2]), kind((s)[i + 3]), kind((s)[i + 4]), kind((s)[i + 5]), \
+        kind((s)[i + 6]), kind((s)[i + 7])
+#define TURBO_SUMS_32(kind, s, i)                                                                        \
+    TURBO_SUMS_8(kind, s, i), TURBO_SUMS_8(kind, s, i + 8), TURBO_SUMS_8(kind, s, i + 16), \
+        TURBO_SUMS_8(kind, s, i + 24)
+
+// sums = a b^T, or sums += a b^T: 64 rows of `a` by 128 of `b`, 32 INT8 along K.
+__device__ __forceinline__ void multiplyS8(Sums& s, uint64_t a, uint64_t b, bool add) {
+    asm volatile(
+        "{\n"
+        ".reg .pred add;\n"
+        "setp.ne.b32 add, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 " TURBO_NAMES_64 "}, %64, %65, add;\n"
+        "}"
+        : TURBO_SUMS_32("+r", s, 0), TURBO_SUMS_32("+r", s, 32)
+        : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));
+}
+
+// The same with `a` in registers, which hold what mma.sync's fragments of 16 x 32 do, 16 rows a warp.
+__device__ __forceinline__ void multiplyS8(Sums& s, uint32_t const (&a)[4], uint64_t b, bool add) {
+    asm volatile(
+        "{\n"
+        ".reg .pred add;\n"
+        "setp.ne.b32 add, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 " TURBO_NAMES_64
+        "}, {%64, %65, %66, %67}, %68, add;\n"
+        "}"
+        : TURBO_SUMS_32("+r", s, 0), TURBO_SUMS_32("+r", s, 32)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));
+}
+
+// The same with 64 rows of `b`.
+__device__ __forceinline__ void multiplyS8(int32_t (&s)[32], uint32_t const (&a)[4], uint64_t b, bool add) {
+    asm volatile(
+        "{\n"
+        ".reg .pred add;\n"
+        "setp.ne.b32 add, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 " TURBO_NAMES_32
+        "}, {%32, %33, %34, %35}, %36, add;\n"
+        "}"
+        : TURBO_SUMS_32("+r", s, 0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));
+}
+
+// The same of E4M3, whose sums are f32 in name: the tensor cores keep some 14 bits of them.
+__device__ __forceinline__ void multiplyE4m3(float (&s)[64], uint32_t const (&a)[4], uint64_t b, bool add) {
+    asm volatile(
+        "{\n"
+        ".reg .pred add;\n"
+        "setp.ne.b32 add, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 " TURBO_NAMES_64
+        "}, {%64, %65, %66, %67}, %68, add, 1, 1;\n"
+        "}"
+        : TURBO_SUMS_32("+f", s, 0), TURBO_SUMS_32("+f", s, 32)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));
+}
+
+// The same of bf16 or f16, 16 along K: 64 rows of `b`, or 128 columns of it whose rows lie along K.
+#define TURBO_MULTIPLY_HALF(T, type)                                                                             \
+    __device__ __forceinline__ void multiply(                                                                    \
+        T, float (&s)[32], uint32_t const (&a)[4], uint64_t b, bool add) {                                       \
+        asm volatile(                                                                                            \
+            "{\n"                                                                                                \
+            ".reg .pred add;\n"                                                                                  \
+            "setp.ne.b32 add, %37, 0;\n"                                                                         \
+            "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " TURBO_NAMES_32                       \
+            "}, {%32, %33, %34, %35}, %36, add, 1, 1, 0;\n"                                                      \
+            "}"                                                                                                  \
+            : TURBO_SUMS_32("+f", s, 0)                                                                          \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));               \
+    }                                                                                                            \
+    __device__ __forceinline__ void multiplyColumns(                                                             \
+        T, float (&s)[64], uint32_t const (&a)[4], uint64_t b, bool add) {                                       \
+        asm volatile(                                                                                            \
+            "{\n"                                                                                                \
+            ".reg .pred add;\n"                                                                                  \
+            "setp.ne.b32 add, %69, 0;\n"                                                                         \
+            "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " TURBO_NAMES_64                      \
+            "}, {%64, %65, %66, %67}, %68, add, 1, 1, 1;\n"                                                      \
+            "}"                                                                                                  \
+            : TURBO_SUMS_32("+f", s, 0), TURBO_SUMS_32("+f", s, 32)                                              \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));               \
+    }
+TURBO_MULTIPLY_HALF(__nv_bfloat16, "bf16")
+TURBO_MULTIPLY_HALF(__half, "f16")
+#undef TURBO_MULTIPLY_HALF
+
+#undef TURBO_NAMES_32
+#undef TURBO_NAMES_64
+#undef TURBO_SUMS_8
+#undef TURBO_SUMS_32
+
+// Gives registers of this warpgroup back, or takes them.
+template <int32_t kRegisters>
+__device__ __forceinline__ void shrinkRegisters() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+template <int32_t kRegisters>
+__device__ __forceinline__ void growRegisters() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// Waits for the other threads of this warpgroup, of which there are fewer than 15.
+__device__ __forceinline__ void syncWarpgroup(int32_t warpgroup) {
+    asm volatile("bar.sync %0, %1;" ::"r"(warpgroup + 1), "n"(kWarpgroup) : "memory");
+}
+
+#endif  // TURBO_HOPPER
+
+// The current device, and whether kernels for sm_90a are to run on it: they were compiled, and TURBO_KERNELS=hopper
+// asks for them.
+struct Device {
+    bool isHopper = false;
+    int32_t multiprocessors = 0;
+};
+
+inline cudaError_t describeDevice(Device& device) {
+    device = {};
+#ifdef TURBO_SM90A
+    static bool const wanted = [] {
+        char const* const family = std::getenv("TURBO_KERNELS");
+        return family != nullptr && std::strcmp(family, "hopper") == 0;
+    }();
+    if (!wanted) return cudaSuccess;
+    int index = 0, major = 0, minor = 0, count = 0;
+    cudaError_t error = cudaGetDevice(&index);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index);
+    if (error == cudaSuccess) device = {major == 9 && minor == 0, count};
+    return error;
+#else
+    return cudaSuccess;
+#endif
+}
+
+// A tensor of bytes as the copy engine sees it: `sizes` and, from the second axis on, `strides` in bytes, innermost
+// first; a box of it becomes rows of kRow bytes, swizzled. The driver is asked for by name: nothing is linked.
+template <uint32_t kRank>
+cudaError_t makeMap(CUtensorMap& map, void const* data, uint64_t const (&sizes)[kRank],
+                    uint64_t const (&strides)[kRank - 1], uint32_t const (&box)[kRank]) {
+    using Encode = decltype(&cuTensorMapEncodeTiled);
+    static Encode const encode = [] {
+        void* found = nullptr;
+        cudaDriverEntryPointQueryResult result = {};
+        constexpr unsigned int kSince = 12000;
+        cudaError_t const error = cudaGetDriverEntryPointByVersion(
+            "cuTensorMapEncodeTiled", &found, kSince, cudaEnableDefault, &result);
+        bool const has = error == cudaSuccess && result == cudaDriverEntryPointSuccess;
+        return has ? reinterpret_cast<Encode>(found) : nullptr;
+    }();
+    if (encode == nullptr) return cudaErrorCallRequiresNewerDriver;
+    uint32_t steps[kRank];
+    for (uint32_t& step : steps) step = 1;
+    CUresult const result =
+        encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, kRank, const_cast<void*>(data), sizes, strides, box, steps,
+               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+}  // namespace turbo::hopper
