@@ -1,8 +1,10 @@
 //! The command line of `turbo-run`.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueHint};
+use clap::builder::TypedValueParser;
+use clap::{Args, Parser, Subcommand, ValueHint};
 use turbo_engine_file::Sampler;
 use turbo_sampler::NoiseKind;
 
@@ -34,12 +36,8 @@ pub struct Cli {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub contact_sheet: Option<PathBuf>,
 
-    /// Size of the video, one of those that the engine file has [default: its first]
-    #[arg(long, value_name = "WxH", help_heading = "Video")]
-    pub size: Option<Size>,
-    /// Number of frames, one of those that the engine file has [default: its first]
-    #[arg(long, value_name = "N", help_heading = "Video")]
-    pub frames: Option<u32>,
+    #[command(flatten)]
+    pub video: VideoArguments,
 
     /// Seed of the noise; the same seed gives the same video on every machine
     #[arg(long, default_value_t = 0, help_heading = "Sampling")]
@@ -57,18 +55,8 @@ pub struct Cli {
     #[arg(long, value_name = "KIND", default_value = "portable", help_heading = "Sampling")]
     pub noise: NoiseKind,
 
-    /// ONNX Runtime's library [default: searched next to the command and on the loader's path]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Machine")]
-    pub onnxruntime: Option<PathBuf>,
-    /// TensorRT: its folder, or libnvinfer itself [default: TENSORRT_ROOT, then the loader's path]
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, help_heading = "Machine")]
-    pub tensorrt: Option<PathBuf>,
-    /// Folder of libturbo_trt and libturbo_plugins [default: beside this program, then target/gpu/lib]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Machine")]
-    pub gpu_libraries: Option<PathBuf>,
-    /// Threads [default: all cores]
-    #[arg(long, value_name = "N", help_heading = "Machine", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
+    #[command(flatten)]
+    pub machine: MachineArguments,
     /// Folder of cached prompt embeddings [default: the user's cache folder]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Machine")]
     pub cache_dir: Option<PathBuf>,
@@ -90,6 +78,8 @@ pub struct Cli {
 /// What else the command does.
 #[derive(Subcommand)]
 pub enum Command {
+    /// Time whole forwards of an engine file's stages over random inputs
+    Bench(BenchArguments),
     /// Print a shell completion script
     Completions {
         /// Which shell
@@ -97,6 +87,57 @@ pub enum Command {
     },
     /// Print the manual page
     Man,
+}
+
+/// What is timed, and how often.
+#[derive(Args)]
+pub struct BenchArguments {
+    /// Engine file made by turbo-compile
+    #[arg(value_name = "ENGINE", value_hint = ValueHint::FilePath)]
+    pub engine: PathBuf,
+    /// Stage to time; may be given several times [default: all that the video needs]
+    #[arg(long = "stage", value_name = "NAME")]
+    pub stages: Vec<String>,
+    /// Timed runs of each stage, after one that is not
+    #[arg(long, value_name = "N", default_value = "20")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..).try_map(NonZeroU32::try_from))]
+    pub runs: NonZeroU32,
+    /// Print a machine-readable report on standard output
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub video: VideoArguments,
+    #[command(flatten)]
+    pub machine: MachineArguments,
+}
+
+/// Which of an engine file's videos.
+#[derive(Args)]
+pub struct VideoArguments {
+    /// Size of the video, one of those that the engine file has [default: its first]
+    #[arg(long, value_name = "WxH", help_heading = "Video")]
+    pub size: Option<Size>,
+    /// Number of frames, one of those that the engine file has [default: its first]
+    #[arg(long, value_name = "N", help_heading = "Video")]
+    pub frames: Option<u32>,
+}
+
+/// What a command takes from the machine.
+#[derive(Args)]
+pub struct MachineArguments {
+    /// ONNX Runtime's library [default: searched next to the command and on the loader's path]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Machine")]
+    pub onnxruntime: Option<PathBuf>,
+    /// TensorRT: its folder, or libnvinfer itself [default: TENSORRT_ROOT, then the loader's path]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, help_heading = "Machine")]
+    pub tensorrt: Option<PathBuf>,
+    /// Folder of libturbo_trt and libturbo_plugins [default: beside this program, then target/gpu/lib]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Machine")]
+    pub gpu_libraries: Option<PathBuf>,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", help_heading = "Machine", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
 }
 
 fn parse_sampler(s: &str) -> Result<Sampler, String> {

@@ -2,13 +2,14 @@
 
 mod arguments;
 mod bars;
+mod bench;
+mod machine;
 mod size;
 mod video;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -17,9 +18,8 @@ use bars::Bars;
 use clap::{CommandFactory, Parser};
 use etcetera::BaseStrategy;
 use serde_json::json;
-use turbo_engine_file::{BackendKind, EngineFile};
-use turbo_pipeline::tensorrt::Device;
-use turbo_pipeline::{Backend, EmbeddingCache, Engine, Precision, Report, Request, RunError, backend};
+use turbo_engine_file::EngineFile;
+use turbo_pipeline::{EmbeddingCache, Engine, Precision, Report, Request, RunError};
 use video::Video;
 
 fn main() -> ExitCode {
@@ -73,6 +73,7 @@ struct Usage(String);
 fn run(cli: Cli) -> anyhow::Result<()> {
     let out = &mut std::io::stdout();
     match &cli.command {
+        Some(Command::Bench(arguments)) => bench::bench(arguments),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "turbo-run", &mut script);
@@ -92,23 +93,13 @@ fn generate(cli: &Cli) -> anyhow::Result<()> {
     let path = cli.engine.as_ref().ok_or_else(|| missing("no engine file is given"))?;
     let prompt = cli.prompt.clone().ok_or_else(|| missing("no prompt is given"))?;
     let file = EngineFile::open(path).map_err(RunError::from)?;
-    let (index, shape) = size::choose(file.manifest(), cli.size, cli.frames)?;
+    let (index, shape) = size::choose(file.manifest(), cli.video.size, cli.video.frames)?;
     let image = cli.image.as_deref().map(turbo_media::load_image).transpose().map_err(RunError::from)?;
     let mut bars = Bars::new(cli.quiet || cli.json);
-    let cancelled = bars.cancelled.clone();
-    ctrlc::set_handler(move || cancelled.store(true, Ordering::Relaxed))
-        .context("cannot listen for Ctrl-C")?;
+    machine::listen(&bars)?;
     // Opened before any work, so that an output that cannot be written fails in the first second.
     let video = Video::create(&cli.output, shape, cli.contact_sheet.as_deref())?;
-    let backend = match file.manifest().backend.kind {
-        BackendKind::OnnxRuntimeCpu => {
-            let threads = cli.threads.map(usize::from);
-            backend::init(cli.onnxruntime.as_deref(), threads).map_err(RunError::from)?.into()
-        }
-        BackendKind::TensorRt => {
-            Backend::from(Device::open(cli.gpu_libraries.as_deref(), cli.tensorrt.as_deref())?)
-        }
-    };
+    let backend = machine::backend(&file, &cli.machine)?;
     let request = Request {
         video: index,
         prompt,

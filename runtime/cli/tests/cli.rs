@@ -15,6 +15,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use turbo_compile::{Choices, NoProgress, compile};
 
 const PROMPT: &str = "A small red circle moves from left to right slowly on a black background.";
@@ -22,15 +23,18 @@ const PROMPT: &str = "A small red circle moves from left to right slowly on a bl
 /// The demo's engine file, compiled once.
 fn engine() -> &'static Path {
     static ENGINE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = ENGINE.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("demo.plan");
-        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
-        let choices = Choices { model: Some(model), output: Some(path.clone()), ..Choices::default() };
-        compile(&choices, &mut NoProgress).unwrap();
-        (folder, path)
-    });
+    let (_, path) = ENGINE.get_or_init(|| compiled(Choices::default()));
     path
+}
+
+/// The demo as an engine file, and the folder that it lies in.
+fn compiled(choices: Choices) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("demo.plan");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    let choices = Choices { model: Some(model), output: Some(path.clone()), ..choices };
+    compile(&choices, &mut NoProgress).unwrap();
+    (folder, path)
 }
 
 fn command() -> Command {
@@ -232,4 +236,109 @@ fn ctrl_c_ends_a_run_in_any_stage_and_leaves_nothing() {
             std::fs::remove_file(&out).unwrap();
         }
     }
+}
+
+/// Names of timed stages, once it is checked that each was timed so often and that no time is impossible.
+fn timed(stages: &Value, runs: usize) -> Vec<&str> {
+    let stage = |stage: &Value| {
+        let number = |value: &Value| value.as_f64().unwrap();
+        let spread = &stage["milliseconds"];
+        let [least, median, greatest] = ["least", "median", "greatest"].map(|name| number(&spread[name]));
+        let all = stage["all_milliseconds"].as_array().unwrap();
+        assert_eq!(all.len(), runs, "{stage}");
+        assert!(0.0 < least && least <= median && median <= greatest, "{stage}");
+        assert!(all.iter().map(number).all(|time| (least..=greatest).contains(&time)), "{stage}");
+        assert!(number(&stage["load_milliseconds"]) > 0.0);
+        assert_eq!((stage.get("gpu_memory"), stage.get("ops")), (None, None), "there is no GPU");
+    };
+    let stages = stages.as_array().unwrap();
+    stages.iter().for_each(stage);
+    stages.iter().map(|stage| stage["name"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn bench_times_every_stage_once() {
+    let engine = engine().to_str().unwrap();
+    let Some(output) = run(&["bench", engine, "--runs", "2", "--threads", "2", "--json"]) else { return };
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let all = ["text_encoder", "dit_context", "dit", "vae_decoder_first", "vae_decoder"];
+    assert_eq!(timed(&report["stages"], 2), all);
+    assert!(timed(&report["steps"], 2).is_empty(), "one stage is a step by itself");
+    assert_eq!(
+        (&report["size"], &report["frames"], &report["runs"]),
+        (&"208x112".into(), &33.into(), &2.into())
+    );
+    let machine = report["machine"].as_str().unwrap();
+    assert!(machine.starts_with("ONNX Runtime 1.") && machine.ends_with(", 2 threads"), "{machine}");
+}
+
+#[test]
+fn bench_adds_up_the_parts_of_a_transformer() {
+    let size = vec!["96x64".parse().unwrap()];
+    let small = Choices { size, frames: vec![5, 1], topk: Some(1.0), parts: Some(2), ..Choices::default() };
+    let (_folder, path) = compiled(small);
+    let bench = |more: &[&str]| run(&[&["bench", path.to_str().unwrap(), "--runs", "1"], more].concat());
+    let Some(output) = bench(&["--stage", "dit_2of2", "--stage", "dit_1of2", "--json"]) else { return };
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(timed(&report["stages"], 1), ["dit_1of2", "dit_2of2"]);
+    assert_eq!(timed(&report["steps"], 1), ["step"]);
+    let median = |stage: &Value| stage["milliseconds"]["median"].as_f64().unwrap();
+    let sum = median(&report["stages"][0]) + median(&report["stages"][1]);
+    assert!((median(&report["steps"][0]) / sum - 1.0).abs() < 1e-9);
+
+    let output = bench(&["--size", "96x64", "--frames", "1"]).unwrap();
+    let table = text(&output.stdout);
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines[0].starts_with("96x64, 1 frames, 1 runs: ONNX Runtime 1."), "{table}");
+    let names: Vec<&str> = lines[2..].iter().filter_map(|line| line.split_whitespace().next()).collect();
+    let stages = ["text_encoder", "dit_context", "dit_1of2", "dit_2of2", "vae_decoder_first", "vae_decoder"];
+    assert_eq!(names, [&["ms"], &stages[..], &["step"]].concat());
+    assert!(lines[2..].iter().all(|line| line.len() == lines[2].len()), "{table}");
+
+    refused(
+        &bench(&["--stage", "dit_2of2", "--stage", "dit"]).unwrap(),
+        2,
+        &["no stage `dit`", &stages.join(", ")],
+    );
+}
+
+#[test]
+fn bench_refuses_what_it_cannot_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = engine().to_str().unwrap();
+    let bench = |arguments: &[&str]| command().arg("bench").args(arguments).output().unwrap();
+    refused(&bench(&[]), 2, &["<ENGINE>"]);
+    for runs in ["0", "-1", "1.5", "many", "4294967296"] {
+        refused(&bench(&[engine, &format!("--runs={runs}")]), 2, &["--runs", runs]);
+    }
+    refused(&bench(&[engine, "--frames", "5"]), 2, &["no video of --frames 5", "--frames 33"]);
+    refused(&bench(&[engine, "--prompt", PROMPT]), 2, &["--prompt"]);
+    refused(&bench(&["/no/such.plan"]), 3, &["/no/such.plan"]);
+    let damaged = folder.path().join("damaged.plan");
+    std::fs::write(&damaged, "hello, I am text").unwrap();
+    refused(&bench(&[damaged.to_str().unwrap()]), 3, &["damaged.plan"]);
+    refused(&bench(&[engine, "--onnxruntime", "/no/lib.so"]), 4, &["/no/lib.so"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_bench() {
+    let engine = engine().to_str().unwrap();
+    let arguments = ["bench", engine, "--stage", "text_encoder", "--runs"];
+    if run(&[&arguments[..], &["1"]].concat()).is_none() {
+        return;
+    }
+    let child = command()
+        .args(arguments)
+        .arg("1000000000")
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    refused(&output, 130, &["interrupted"]);
+    assert!(output.stdout.is_empty());
 }

@@ -10,6 +10,7 @@ use turbo_sampler::NoiseSource;
 use turbo_text::Tokenizer;
 
 use crate::backend::{Runtime, Tensor};
+use crate::bench::{self, BenchReport, BenchRequest};
 use crate::executor::{Denoise, Executor};
 use crate::onnx::Onnx;
 use crate::run::Run;
@@ -157,6 +158,23 @@ impl Engine {
             Backend::TensorRt(device) => {
                 let mut executor = TensorRt::new(device, &run)?;
                 self.video(request, &mut run, &mut executor, frame)
+            }
+        }
+    }
+
+    /// Times whole forwards of stages over random inputs, the states of streaming ones carried from run to run. On a GPU
+    /// the L2 cache is cleared between runs, and a transformer runs as one CUDA graph, as it does for a video.
+    ///
+    /// # Errors
+    /// A video or stage that the engine file does not have, too little memory, a failing backend, or the wish to stop,
+    /// which is looked for between two runs.
+    pub fn bench(&self, request: &BenchRequest, events: &mut dyn Events) -> Result<BenchReport, RunError> {
+        let mut run = Run::new(&self.file, request.video, events)?;
+        match &self.backend {
+            Backend::Onnx(runtime) => bench::run(request, &mut run, &mut Onnx::new(runtime)),
+            Backend::TensorRt(device) => {
+                let mut bencher = TensorRt::new(device, &run)?;
+                bench::run(request, &mut run, &mut bencher)
             }
         }
     }

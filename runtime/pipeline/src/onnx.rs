@@ -24,7 +24,11 @@ impl<'a> Onnx<'a> {
         Onnx { runtime }
     }
 
-    fn load(&self, run: &mut Run<'_>, name: &str) -> Result<Loaded, RunError> {
+    pub(crate) fn runtime(&self) -> &Runtime {
+        self.runtime
+    }
+
+    pub(crate) fn load(&self, run: &mut Run<'_>, name: &str) -> Result<Loaded, RunError> {
         run.check()?;
         run.events.begin(&format!("loading {name}"), None);
         let stage = Loaded::new(self.runtime, run.file, run.stage(name)?, run.cancelled.clone())?;

@@ -75,6 +75,11 @@ impl Runtime {
         &self.version
     }
 
+    /// Threads of a session.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
     /// The library's environment, for sessions that are none of ours: what benchmarks compare with.
     pub fn environment(&self) -> &Environment {
         &self.environment

@@ -48,7 +48,16 @@ impl<'a> TensorRt<'a> {
         Ok(TensorRt { device, memory, stream: Stream::new(device.shim())? })
     }
 
-    fn load(&mut self, run: &mut Run<'_>, name: &str) -> Result<Stage, RunError> {
+    pub(crate) fn device(&self) -> &Device {
+        self.device
+    }
+
+    pub(crate) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Loads a stage of the run's video into the memory that stages share.
+    pub(crate) fn load(&mut self, run: &mut Run<'_>, name: &str) -> Result<Stage, RunError> {
         run.check()?;
         run.events.begin(&format!("loading {name}"), None);
         let file = run.file;
