@@ -9,7 +9,7 @@ namespace turbo {
 
 struct TurboNormQuantize {
     static constexpr char const* kName = "TurboNormQuantize";
-    static constexpr char const* kVersion = "2";
+    static constexpr char const* kVersion = "3";
 
     enum Input { kInX, kInScale, kInShift };
     enum Output { kOutQ, kOutS };
@@ -17,11 +17,13 @@ struct TurboNormQuantize {
     struct Attrs {
         Word kind;  // one of layer, rms: subtract the mean, or not
         float eps;  // added to the variance or mean square
+        Word format;  // one of int8, e4m3: what the bytes of quantised values are: integers, or FP8 E4M3 in tensors of integers
 
         template <class Visitor>
         void visit(Visitor&& visitor) {
             visitor("kind", kind, {"layer", "rms"});
             visitor("eps", eps);
+            visitor("format", format, {"int8", "e4m3"});
         }
     };
 

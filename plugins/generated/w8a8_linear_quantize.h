@@ -9,17 +9,19 @@ namespace turbo {
 
 struct TurboW8A8LinearQuantize {
     static constexpr char const* kName = "TurboW8A8LinearQuantize";
-    static constexpr char const* kVersion = "1";
+    static constexpr char const* kVersion = "2";
 
     enum Input { kInQ, kInS, kInW, kInWs, kInBias };
     enum Output { kOutYq, kOutYs };
 
     struct Attrs {
         Word activation;  // one of none, gelu_tanh: applied after the bias; GELU with the tanh approximation
+        Word format;  // one of int8, e4m3: what the bytes of quantised values are: integers, or FP8 E4M3 in tensors of integers
 
         template <class Visitor>
         void visit(Visitor&& visitor) {
             visitor("activation", activation, {"none", "gelu_tanh"});
+            visitor("format", format, {"int8", "e4m3"});
         }
     };
 

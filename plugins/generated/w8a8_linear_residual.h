@@ -9,16 +9,17 @@ namespace turbo {
 
 struct TurboW8A8LinearResidual {
     static constexpr char const* kName = "TurboW8A8LinearResidual";
-    static constexpr char const* kVersion = "1";
+    static constexpr char const* kVersion = "2";
 
     enum Input { kInQ, kInS, kInW, kInWs, kInBias, kInResidual, kInGate };
     enum Output { kOutY };
 
     struct Attrs {
+        Word format;  // one of int8, e4m3: what the bytes of quantised values are: integers, or FP8 E4M3 in tensors of integers
 
         template <class Visitor>
         void visit(Visitor&& visitor) {
-            (void)visitor;
+            visitor("format", format, {"int8", "e4m3"});
         }
     };
 

@@ -1,5 +1,6 @@
 //! Test cases: sizes, seeds and tolerances that every implementation of an op is held to.
 
+use crate::common::quant::Format;
 use crate::{Attrs, Data, Dims, Op, Tensor, Ty};
 
 /// One test case of an op.
@@ -26,6 +27,8 @@ pub enum Tol {
     Exact,
     /// Integers at most 1 apart, and only in this share of the elements.
     OffByOne(f64, &'static str),
+    /// As [`Tol::Rel`], of the values of E4M3 bytes.
+    E4m3(f64, &'static str),
 }
 
 impl Tol {
@@ -37,7 +40,11 @@ impl Tol {
         if found.shape != expected.shape {
             return Err(format!("shape {:?}, expected {:?}", found.shape, expected.shape));
         }
-        let (a, b) = (found.to_f64(), expected.to_f64());
+        let values = |tensor: &Tensor| match self {
+            Tol::E4m3(..) => tensor.as_i8().iter().map(|&q| Format::E4m3.value(q).into()).collect(),
+            _ => tensor.to_f64(),
+        };
+        let (a, b) = (values(found), values(expected));
         let worst = (0..a.len()).max_by(|&i, &j| (a[i] - b[i]).abs().total_cmp(&(a[j] - b[j]).abs()));
         let at = |i: usize| format!("worst at {i}: {} against {}", a[i], b[i]);
         let place = worst.map(at).unwrap_or_default();
@@ -45,7 +52,7 @@ impl Tol {
             return Err(format!("element {i} is {}, expected {}", a[i], b[i]));
         }
         match *self {
-            Tol::Rel(bound, because) => {
+            Tol::Rel(bound, because) | Tol::E4m3(bound, because) => {
                 let error = rel_l2(&a, &b);
                 if error <= bound {
                     return Ok(error);

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use turbo_ops::cases::rel_l2;
+use turbo_ops::common::quant::Format;
 use turbo_ops::schema::AttrKind;
 use turbo_ops::{ALL, AttrValue, Attrs, Case, Data, Dim, Dims, Op, Rng, Tensor, TensorRef, Tol, Ty, find};
 
@@ -89,9 +90,9 @@ fn case(op: &Op, draw: &Draw) -> Case {
     Case { name: format!("{draw:?}"), attrs, dims: Dims::of(&axes), seed: draw.seed, tol }
 }
 
-/// Tolerances differ by the type of probabilities alone.
+/// Tolerances differ by the types of probabilities and of quantised values alone.
 fn similar(a: &Attrs, b: &Attrs) -> bool {
-    a.get("pv") == b.get("pv")
+    ["pv", "format"].iter().all(|name| a.get(name) == b.get(name))
 }
 
 fn try_run(op: &Op, attrs: &Attrs, inputs: &[Tensor]) -> Result<Vec<Tensor>, turbo_ops::OpError> {
@@ -115,6 +116,10 @@ fn f32s(tensor: &Tensor) -> &[f32] {
     }
 }
 
+fn format(word: &str) -> Attrs {
+    Attrs::new().choice("format", word)
+}
+
 fn normal(shape: &[usize], seed: u64) -> Tensor {
     let mut rng = Rng::new(seed);
     Tensor::f64(shape, (0..shape.iter().product()).map(|_| rng.normal()).collect())
@@ -135,6 +140,11 @@ fn compare(tol: Tol, ty: Ty, found: &Tensor, expected: &Tensor) -> Result<(), St
     match tol {
         Tol::OffByOne(share, because) => {
             Tol::OffByOne(share.max(1.0 / elements.max(1) as f64), because).compare(found, expected)?;
+        }
+        Tol::E4m3(bound, because) => {
+            // An eighth of a value that is four times the root mean square.
+            let one = 0.5 / (elements.max(1) as f64).sqrt();
+            Tol::E4m3(bound.max(one), because).compare(found, expected)?;
         }
         Tol::Rel(bound, _) if found.shape == expected.shape && elements < 64 => {
             let (a, b) = (found.to_f64(), expected.to_f64());
@@ -218,7 +228,7 @@ proptest! {
     fn quantised_values_are_within_half_a_step(draw in draw(), power in -40..=40i32) {
         let [m, k, _] = draw.mkn;
         let x = map(&normal(&[m, k], draw.seed), |v| v * 2f64.powi(power)).for_kernel();
-        let out = run(op("TurboQuantize"), &Attrs::new(), std::slice::from_ref(&x));
+        let out = run(op("TurboQuantize"), &format("int8"), std::slice::from_ref(&x));
         let (x, q, s) = (f32s(&x), out[0].as_i8(), f32s(&out[1]));
         let columns = k.div_ceil(128);
         let mut amax = vec![0.0f32; s.len()];
@@ -241,23 +251,44 @@ proptest! {
         }
     }
 
-    /// `-1` is `-128 / 128` exactly; `1` comes out as `127 / 128`.
+    /// Half of one of eight steps of the value's power of two, or of the least.
+    #[test]
+    fn e4m3_values_are_the_nearest(draw in draw(), power in -40..=40i32) {
+        let [m, k, _] = draw.mkn;
+        let x = map(&normal(&[m, k], draw.seed), |v| v * 2f64.powi(power)).for_kernel();
+        let out = run(op("TurboQuantize"), &format("e4m3"), std::slice::from_ref(&x));
+        let (x, q, s) = (f32s(&x), out[0].as_i8(), f32s(&out[1]));
+        for (i, (&x, &q)) in x.iter().zip(q).enumerate() {
+            let s = f64::from(s[i / k / 128 * k.div_ceil(128) + i % k / 128]);
+            let exact = f64::from(x) / s;
+            let value = f64::from(Format::E4m3.value(q));
+            let half = 2f64.powi((exact.abs().max(1.0 / 64.0).log2() + 1e-6).floor() as i32 - 4);
+            prop_assert!((value - exact).abs() <= half * (1.0 + 1e-5), "{x} became {value} of {s}");
+            prop_assert_eq!(q < 0, x.is_sign_negative());
+        }
+    }
+
+    /// In INT8 `-1` is `-128 / 128` exactly and `1` comes out as `127 / 128`; in E4M3 both are exact but for their scale.
     #[test]
     fn linear_of_an_identity_gives_the_dequantised_input(draw in draw()) {
         let [m, k, _] = draw.mkn;
-        let x = run(op("TurboQuantize"), &Attrs::new(), &[normal(&[m, k], draw.seed)]);
-        let (q, s) = (x[0].as_i8(), f32s(&x[1]));
-        let attrs = Attrs::new().choice("activation", "none").choice("dtype", "f32");
-        for (sign, value) in [(-1.0, -1.0), (1.0, 127.0 / 128.0)] {
+        for (word, sign, value) in
+            [("int8", -1.0, -1.0), ("int8", 1.0, 127.0 / 128.0), ("e4m3", -1.0, -1.0), ("e4m3", 1.0, 1.0)]
+        {
+            let x = run(op("TurboQuantize"), &format(word), &[normal(&[m, k], draw.seed)]);
+            let (q, s) = (x[0].as_i8(), f32s(&x[1]));
+            let attrs = format(word).choice("activation", "none").choice("dtype", "f32");
             let mut identity = vec![0.0; k * k];
             identity.iter_mut().step_by(k + 1).for_each(|v| *v = sign);
-            let w = run(op("TurboQuantize"), &Attrs::new(), &[Tensor::f64(&[k, k], identity)]);
+            let w = run(op("TurboQuantize"), &format(word), &[Tensor::f64(&[k, k], identity)]);
             let [q_, s_, w, ws] = [&x[0], &x[1], &w[0], &w[1]].map(Tensor::clone);
             let y = run(op("TurboW8A8Linear"), &attrs, &[q_, s_, w, ws, filled(&[k], 0.0)]);
             for (i, &y) in f32s(&y[0]).iter().enumerate() {
-                let expected = f32::from(q[i]) * s[i / k / 128 * k.div_ceil(128) + i % k / 128] * value;
-                let near = (y - expected).abs() <= 2e-7 * expected.abs();
-                prop_assert!(if sign < 0.0 { y == expected } else { near }, "{y} at {i}, not {expected}");
+                let q = Format::of(&attrs).value(q[i]);
+                let expected = q * s[i / k / 128 * k.div_ceil(128) + i % k / 128] * value;
+                let near = (y - expected).abs() <= 3e-7 * expected.abs();
+                let exact = word == "int8" && sign < 0.0;
+                prop_assert!(if exact { y == expected } else { near }, "{y} at {i}, not {expected}");
             }
         }
     }
@@ -269,13 +300,15 @@ proptest! {
         {
             let case = case(op(fused), &draw);
             let inputs = (op(fused).sample)(&case);
-            let mut attrs = case.attrs.clone();
-            if first == "TurboW8A8Linear" {
-                attrs = attrs.choice("dtype", "f32");
-            }
-            let y = run(op(first), &attrs, &inputs).remove(0);
+            let all = case.attrs.clone().choice("dtype", "f32");
+            let own = |op: &Op| {
+                let known = all.iter().filter(|(name, _)| op.attrs.iter().any(|def| def.name == *name));
+                known.fold(Attrs::new(), |attrs, (name, value)| attrs.with(name, value.clone()))
+            };
+            let y = run(op(first), &own(op(first)), &inputs).remove(0);
             let found = run(op(fused), &case.attrs, &inputs);
-            prop_assert_eq!(found, run(op("TurboQuantize"), &Attrs::new(), &[y]), "{}", fused);
+            let quantize = op("TurboQuantize");
+            prop_assert_eq!(found, run(quantize, &own(quantize), &[y]), "{}", fused);
         }
     }
 
@@ -514,7 +547,13 @@ proptest! {
             let mut axes: Vec<_> = case.dims.iter().collect();
             axes.iter_mut().filter(|(name, _)| *name == axis).for_each(|(_, size)| *size = 0);
             case.dims = Dims::of(&axes);
-            let inputs = turbo_ops::cases::sample_inputs(op, &case);
+            let mut inputs = turbo_ops::cases::sample_inputs(op, &case);
+            for input in &mut inputs {
+                if let Data::I8(bytes) = &mut input.data {
+                    // E4M3 bytes may be NaN.
+                    bytes.iter_mut().for_each(|byte| *byte &= 0x3f);
+                }
+            }
             let outcome = catch_unwind(AssertUnwindSafe(|| try_run(op, &case.attrs, &inputs)));
             let refused = matches!(outcome, Ok(Err(_)));
             prop_assert!(outcome.is_ok(), "{} panics where `{axis}` is empty", op.name);

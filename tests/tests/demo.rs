@@ -60,3 +60,23 @@ fn demo_is_as_close_to_the_truth_as_the_reference() {
     assert_eq!(fewer, 2, "captions with figures of fewer steps");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// Each video within the bound: what FP8 rounds differently changes a PSNR by less.
+#[test]
+fn fp8_linears_come_as_close() {
+    let target = tempfile::tempdir().unwrap();
+    let output = target.path().join("demo.plan");
+    let linear = Some(Linear::Fp8);
+    let choices =
+        Choices { model: Some(folder()), output: Some(output.clone()), linear, ..Choices::default() };
+    compile(&choices, &mut NoProgress).unwrap();
+    let Some(runtime) = runtime() else { return };
+    let engine = Engine::new(EngineFile::open(&output).unwrap(), runtime).unwrap();
+    let captions = Captions::read().unwrap();
+    for one in &captions.held_out[..3] {
+        let found = psnr(&generate(&engine, &one.captions[0], 4).unwrap(), &captions.truth(one).unwrap());
+        let reference = one.psnr_reference["4"];
+        println!("fp8: {}: {found:.2} dB, reference {reference:.2}", one.captions[0]);
+        assert!((found - reference).abs() <= NEAR, "{found:.2} dB, reference {reference:.2}");
+    }
+}

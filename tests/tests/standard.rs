@@ -167,6 +167,7 @@ fn other_recipes_run_in_stock_python() {
         (Attention::Sla, Linear::Bf16, None, PvType::Fp8, 1e-4),
         (Attention::Sage, Linear::Bf16, tiling, PvType::F16, 2e-2),
         (Attention::SageSla, Linear::W8a8, tiling, PvType::F16, 2e-2),
+        (Attention::Dense, Linear::Fp8, None, PvType::Fp8, 2e-2),
     ];
     for (attention, linear, tiling, pv, bound) in recipes {
         let choices = Choices {

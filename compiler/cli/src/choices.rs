@@ -86,7 +86,7 @@ pub struct Choices {
     #[arg(long, value_name = "TYPE", value_parser = word::<PvType>, help_heading = "Recipe")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pv: Option<PvType>,
-    /// Linears inside the blocks: w8a8 or bf16 [default: w8a8]
+    /// Linears inside the blocks: w8a8 (INT8), fp8 (E4M3) or bf16 [default: w8a8]
     #[arg(long, value_name = "TYPE", value_parser = word::<Linear>, help_heading = "Recipe")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub linear: Option<Linear>,

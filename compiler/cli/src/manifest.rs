@@ -153,6 +153,7 @@ fn recipe(plan: &Plan) -> file::Recipe {
         linear: match recipe.linear {
             Linear::Bf16 => file::Linear::Bf16,
             Linear::W8a8 => file::Linear::W8a8,
+            Linear::Fp8 => file::Linear::Fp8,
         },
     }
 }

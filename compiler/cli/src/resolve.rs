@@ -299,8 +299,10 @@ fn recipe(
         return Err(CompileError::usage(what, "use a TurboDiffusion checkpoint, or --attention dense"));
     }
     let linear = choices.linear.unwrap_or(Linear::W8a8);
-    if dit.quantized && linear == Linear::Bf16 {
-        let what = "the checkpoint's linears are quantised already, --linear bf16 cannot be had from it";
+    if dit.quantized && linear != Linear::W8a8 {
+        let word = if linear == Linear::Fp8 { "fp8" } else { "bf16" };
+        let what =
+            format!("the checkpoint's linears are quantised already, --linear {word} cannot be had from it");
         return Err(CompileError::usage(what, "use --linear w8a8, or the checkpoint before quantisation"));
     }
     let from_json = whole(json, "sla", "block_q")

@@ -7,7 +7,8 @@ use serde_json::{Map, json};
 use turbo_checkpoint::{DType as SourceType, TensorView, check_finite};
 use turbo_graph::DType;
 use turbo_models::Weights;
-use turbo_models::dit::Linear;
+use turbo_models::dit::{Linear, weight_name};
+use turbo_ops::common::quant::{FORMAT, Format};
 use turbo_ops::{Attrs, DataRef, TensorRef};
 
 use crate::CompileError;
@@ -31,10 +32,10 @@ enum Form {
     Copy,
     /// Rounded to bf16, whatever the entry's type.
     Bf16,
-    /// INT8 values of 128 x 128 blocks.
-    Int8,
-    /// f32 scales of 128 x 128 blocks.
-    Scale,
+    /// 8-bit values of 128 x 128 blocks.
+    Values(Format),
+    /// f32 scales of these blocks.
+    Scales(Format),
 }
 
 #[derive(Clone, Debug)]
@@ -67,9 +68,9 @@ pub struct Layout {
 }
 
 impl<'a> Stored<'a> {
-    /// Decides the stored form of every tensor: with `w8a8` the linears inside a DiT's blocks become INT8,
-    /// except `proj_l`, whose f32 weight is rounded to bf16: upstream multiplies by it under bf16 autocast
-    /// (`SLA/core.py`). A checkpoint that comes quantised stays as it is, bit for bit.
+    /// Decides the stored form of every tensor: with `w8a8` the linears inside a DiT's blocks become INT8, with
+    /// `fp8` E4M3, except `proj_l`, whose f32 weight is rounded to bf16: upstream multiplies by it under bf16
+    /// autocast (`SLA/core.py`). A checkpoint that comes quantised stays as it is, bit for bit.
     ///
     /// # Errors
     /// Element types that no graph can hold, and a quantised checkpoint where full precision is asked for.
@@ -84,21 +85,21 @@ impl<'a> Stored<'a> {
                 return Err(CompileError::input(&network.path, what, hint));
             };
             let from = name.to_string();
-            let quantise = network.kind == Kind::Dit && linear == Linear::W8a8 && !comes_quantised;
-            if quantise && dtype == DType::F32 && name.ends_with(PROJ_L_WEIGHT) {
+            let format = linear.format().filter(|_| network.kind == Kind::Dit && !comes_quantised);
+            if format.is_some() && dtype == DType::F32 && name.ends_with(PROJ_L_WEIGHT) {
                 entries.insert(from.clone(), Entry { dtype: DType::Bf16, shape, from, form: Form::Bf16 });
                 continue;
             }
-            let stem = name.strip_suffix(".weight").filter(|stem| quantise && is_block_linear(stem, &shape));
-            let Some(stem) = stem else {
+            let stem = name.strip_suffix(".weight").filter(|stem| is_block_linear(stem, &shape));
+            let Some((stem, format)) = stem.zip(format) else {
                 entries.insert(from.clone(), Entry { dtype, shape, from, form: Form::Copy });
                 continue;
             };
             let scales = vec![shape[0].div_ceil(BLOCK), shape[1].div_ceil(BLOCK)];
-            let int8 = Entry { dtype: DType::I8, shape, from: from.clone(), form: Form::Int8 };
-            let scale = Entry { dtype: DType::F32, shape: scales, from, form: Form::Scale };
-            entries.insert(format!("{stem}.int8_weight"), int8);
-            entries.insert(format!("{stem}.scale"), scale);
+            let values = Entry { dtype: DType::I8, shape, from: from.clone(), form: Form::Values(format) };
+            let scales = Entry { dtype: DType::F32, shape: scales, from, form: Form::Scales(format) };
+            entries.insert(format!("{stem}.{}", weight_name(format)), values);
+            entries.insert(format!("{stem}.scale"), scales);
         }
         Ok(Stored { network, entries })
     }
@@ -152,8 +153,10 @@ impl<'a> Stored<'a> {
 
     /// Number of weights elements, blocks' scales aside.
     pub fn parameters(&self) -> u64 {
-        let weights =
-            self.entries.iter().filter(|(name, e)| e.form != Form::Scale && !name.ends_with(".scale"));
+        let weights = self
+            .entries
+            .iter()
+            .filter(|(name, e)| !matches!(e.form, Form::Scales(_)) && !name.ends_with(".scale"));
         weights.map(|(_, e)| e.shape.iter().product::<usize>() as u64).sum()
     }
 
@@ -200,7 +203,7 @@ impl<'a> Stored<'a> {
         for name in &layout.order {
             let entry = &self.entries[name];
             let Some(tensor) = self.network.tensor(&entry.from) else { continue };
-            if entry.form != Form::Int8 && is_float(tensor.dtype) {
+            if !matches!(entry.form, Form::Values(_)) && is_float(tensor.dtype) {
                 check_finite(&tensor)?;
             }
             match entry.form {
@@ -223,7 +226,9 @@ impl<'a> Stored<'a> {
                         tick(bytes.len() as u64).map_err(io)?;
                     }
                 }
-                Form::Int8 | Form::Scale => self.quantize(entry, &tensor, out, tick)?,
+                Form::Values(format) | Form::Scales(format) => {
+                    self.quantize(entry, format, &tensor, out, tick)?
+                }
             }
             self.network.release(&tensor);
         }
@@ -234,23 +239,25 @@ impl<'a> Stored<'a> {
     fn quantize(
         &self,
         entry: &Entry,
+        format: Format,
         tensor: &TensorView<'_>,
         out: &mut dyn Write,
         tick: &mut dyn FnMut(u64) -> io::Result<()>,
     ) -> Result<(), CompileError> {
         let io = |cause| CompileError::Io { path: self.network.path.clone(), cause };
         let columns = tensor.shape[1];
+        let attrs = Attrs::new().choice(FORMAT.name, format.word());
         let bytes = tensor.bytes();
         for rows in bytes.chunks(ROWS * columns * tensor.dtype.size()) {
             let rows = widen(tensor.dtype, rows);
             let shape = [rows.len() / columns, columns];
             let input = TensorRef { shape: &shape, data: DataRef::F32(&rows) };
-            let out_tensors = turbo_ops::quantize::OP.run(&Attrs::new(), &[input]).map_err(|cause| {
+            let out_tensors = turbo_ops::quantize::OP.run(&attrs, &[input]).map_err(|cause| {
                 CompileError::Network { path: self.network.path.clone(), cause: cause.to_string() }
             })?;
             let (q, scale) = (out_tensors[0].view(), out_tensors[1].view());
             let written: &[u8] = match entry.form {
-                Form::Int8 => bytemuck::cast_slice(q.i8()),
+                Form::Values(_) => bytemuck::cast_slice(q.i8()),
                 _ => bytemuck::cast_slice(scale.f32()),
             };
             out.write_all(written).map_err(io)?;

@@ -49,6 +49,24 @@ fn quantised_weights_take_at_most_055_of_the_bf16_file() {
 }
 
 #[test]
+fn fp8_weights_take_the_place_of_int8_ones() {
+    let model = Model::new();
+    let int8 = EngineFile::open(&model.compile(&[]).engine()).unwrap();
+    let fp8 = EngineFile::open(&model.compile(&["--linear", "fp8"]).engine()).unwrap();
+    assert_eq!(serde_json::to_value(&fp8.manifest().recipe).unwrap()["linear"], "fp8");
+    assert_eq!(fp8.manifest().model.parameters, int8.manifest().model.parameters);
+    let weights = |file: &EngineFile, leaf: &str| {
+        let bytes = file.bytes("weights/dit.safetensors").unwrap();
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+        header[format!("blocks.0.ffn.0.{leaf}")].clone()
+    };
+    let (int8_weight, fp8_weight) = (weights(&int8, "int8_weight"), weights(&fp8, "fp8_weight"));
+    assert_eq!((&fp8_weight["dtype"], &fp8_weight["shape"]), (&int8_weight["dtype"], &int8_weight["shape"]));
+    assert!(weights(&fp8, "int8_weight").is_null() && weights(&int8, "fp8_weight").is_null());
+}
+
+#[test]
 fn the_same_choices_give_the_same_bytes() {
     let (a, b) = (Model::new(), Model::new());
     let recipe = a.path("recipe.yaml");

@@ -122,6 +122,10 @@ impl Graph {
     pub fn exp(&mut self, x: Value) -> Value {
         self.unary("Exp", x)
     }
+    /// Natural logarithm.
+    pub fn log(&mut self, x: Value) -> Value {
+        self.unary("Log", x)
+    }
     /// Cosine.
     pub fn cos(&mut self, x: Value) -> Value {
         self.unary("Cos", x)

@@ -113,7 +113,7 @@ mod tests {
         fn info(&self, name: &str) -> Option<(DType, Vec<usize>)> {
             let (stem, leaf) = name.rsplit_once('.')?;
             match leaf {
-                "int8_weight" => Some((DType::I8, vec![128, 128])),
+                "int8_weight" | "fp8_weight" => Some((DType::I8, vec![128, 128])),
                 "scale" => Some((DType::F32, vec![1, 1])),
                 "modulation" => Some((DType::F32, vec![1, 6, 128])),
                 "weight" if !stem.contains("norm") => Some((DType::Bf16, vec![128, 128])),
@@ -139,7 +139,7 @@ mod tests {
             has_proj_l: true,
             quantized: false,
         };
-        for linear in [Linear::W8a8, Linear::Bf16] {
+        for linear in [Linear::W8a8, Linear::Fp8, Linear::Bf16] {
             for attention in [Attention::Dense, Attention::Sage, Attention::Sla, Attention::SageSla] {
                 let recipe = Recipe { attention, linear, topk: 0.5, ..Recipe::default() };
                 let params = Params::converted(&Square, DType::Bf16);

@@ -132,7 +132,7 @@ impl Config {
         let elements = 6 * dim * dim + 2 * dim * ffn;
         match linear {
             Linear::Bf16 => 2 * elements,
-            Linear::W8a8 => elements,
+            Linear::W8a8 | Linear::Fp8 => elements,
         }
     }
 

@@ -2,8 +2,9 @@
 
 use turbo_graph::{DType, Graph, Value};
 use turbo_ops::Attrs;
+use turbo_ops::common::quant::{FORMAT, Format};
 
-use super::recipe::{Linear, Recipe};
+use super::recipe::{Recipe, weight_name};
 use crate::Params;
 
 /// Rows on their way into a linear.
@@ -11,26 +12,32 @@ use crate::Params;
 pub(super) enum Input {
     /// `[m, k]` in the activation type.
     Plain(Value),
-    /// INT8 `[m, k]` and f32 scales per 128 x 128 block.
-    Quantized(Value, Value),
+    /// Bytes `[m, k]` of the format and f32 scales per 128 x 128 block.
+    Quantized(Format, Value, Value),
+}
+
+/// The attribute of every op of quantised values.
+fn attrs(format: Format) -> Attrs {
+    Attrs::new().choice(FORMAT.name, format.word())
 }
 
 /// Builds linears of one precision.
 #[derive(Clone, Copy)]
 pub(super) struct Linears<'a> {
-    kind: Linear,
+    /// Of quantised linears.
+    format: Option<Format>,
     params: Params<'a>,
 }
 
 impl<'a> Linears<'a> {
     /// Linears inside the blocks, as the recipe says.
     pub(super) fn new(recipe: &Recipe, params: Params<'a>) -> Self {
-        Linears { kind: recipe.linear, params }
+        Linears { format: recipe.linear.format(), params }
     }
 
     /// Linears outside the blocks, never quantised.
     pub(super) fn plain(params: Params<'a>) -> Self {
-        Linears { kind: Linear::Bf16, params }
+        Linears { format: None, params }
     }
 
     fn dtype(&self) -> &'static str {
@@ -41,10 +48,10 @@ impl<'a> Linears<'a> {
         self.params.typed(g, &format!("{path}.bias"), &[n], dtype)
     }
 
-    /// INT8 weight `[n, k]`, its scales, and the bias.
-    fn quantized(&self, g: &mut Graph, path: &str, n: usize, k: usize) -> [Value; 3] {
+    /// Quantised weight `[n, k]`, its scales, and the bias.
+    fn quantized(&self, g: &mut Graph, format: Format, path: &str, [n, k]: [usize; 2]) -> [Value; 3] {
         [
-            self.params.stored(g, &format!("{path}.int8_weight"), &[n, k]),
+            self.params.stored(g, &format!("{path}.{}", weight_name(format)), &[n, k]),
             self.params.stored(g, &format!("{path}.scale"), &[n.div_ceil(128), k.div_ceil(128)]),
             self.bias(g, path, n, DType::F32),
         ]
@@ -52,23 +59,23 @@ impl<'a> Linears<'a> {
 
     /// Prepares rows `[m, k]` once for every linear that reads them.
     pub(super) fn input(&self, g: &mut Graph, x: Value) -> Input {
-        match self.kind {
-            Linear::Bf16 => Input::Plain(x),
-            Linear::W8a8 => {
-                let out = turbo_ops::emit(g, "TurboQuantize", Attrs::new(), &[x]);
-                Input::Quantized(out[0], out[1])
+        match self.format {
+            None => Input::Plain(x),
+            Some(format) => {
+                let out = turbo_ops::emit(g, "TurboQuantize", attrs(format), &[x]);
+                Input::Quantized(format, out[0], out[1])
             }
         }
     }
 
     /// `norm(x) * scale + shift` of rows `[m, c]` as input of the linears that follow; as [`super::attention::norm`].
     pub(super) fn norm_input(&self, g: &mut Graph, x: Value, scale: Value, shift: Value, eps: f32) -> Input {
-        match self.kind {
-            Linear::Bf16 => Input::Plain(super::attention::norm(g, "layer", x, scale, shift, eps)),
-            Linear::W8a8 => {
-                let attrs = Attrs::new().choice("kind", "layer").float("eps", eps);
+        match self.format {
+            None => Input::Plain(super::attention::norm(g, "layer", x, scale, shift, eps)),
+            Some(format) => {
+                let attrs = attrs(format).choice("kind", "layer").float("eps", eps);
                 let out = turbo_ops::emit(g, "TurboNormQuantize", attrs, &[x, scale, shift]);
-                Input::Quantized(out[0], out[1])
+                Input::Quantized(format, out[0], out[1])
             }
         }
     }
@@ -93,9 +100,9 @@ impl<'a> Linears<'a> {
                 let bias = self.bias(g, path, n, self.params.compute);
                 g.gemm(x, w, Some(bias))
             }
-            Input::Quantized(q, s) => {
-                let [w, ws, bias] = self.quantized(g, path, n, g.dim(q, 1));
-                let attrs = Attrs::new().choice("activation", "none").choice("dtype", self.dtype());
+            Input::Quantized(format, q, s) => {
+                let [w, ws, bias] = self.quantized(g, format, path, [n, g.dim(q, 1)]);
+                let attrs = attrs(format).choice("activation", "none").choice("dtype", self.dtype());
                 turbo_ops::emit(g, "TurboW8A8Linear", attrs, &[q, s, w, ws, bias])[0]
             }
         }
@@ -108,12 +115,12 @@ impl<'a> Linears<'a> {
                 let y = self.apply(g, leaf, x, n);
                 Input::Plain(g.gelu_tanh(y))
             }
-            Input::Quantized(q, s) => {
+            Input::Quantized(format, q, s) => {
                 let path = g.path(leaf);
-                let [w, ws, bias] = self.quantized(g, &path, n, g.dim(q, 1));
-                let attrs = Attrs::new().choice("activation", "gelu_tanh");
+                let [w, ws, bias] = self.quantized(g, format, &path, [n, g.dim(q, 1)]);
+                let attrs = attrs(format).choice("activation", "gelu_tanh");
                 let out = turbo_ops::emit(g, "TurboW8A8LinearQuantize", attrs, &[q, s, w, ws, bias]);
-                Input::Quantized(out[0], out[1])
+                Input::Quantized(format, out[0], out[1])
             }
         }
     }
@@ -146,12 +153,12 @@ impl<'a> Linears<'a> {
                 };
                 g.add(residual, y)
             }
-            Input::Quantized(q, s) => {
+            Input::Quantized(format, q, s) => {
                 let gate = gate.unwrap_or_else(|| g.constant_f32(&[1, n], &vec![1.0; n]));
                 let path = g.path(leaf);
-                let [w, ws, bias] = self.quantized(g, &path, n, g.dim(q, 1));
+                let [w, ws, bias] = self.quantized(g, format, &path, [n, g.dim(q, 1)]);
                 let inputs = [q, s, w, ws, bias, residual, gate];
-                turbo_ops::emit(g, "TurboW8A8LinearResidual", Attrs::new(), &inputs)[0]
+                turbo_ops::emit(g, "TurboW8A8LinearResidual", attrs(format), &inputs)[0]
             }
         }
     }

@@ -17,7 +17,7 @@ use std::ops::Range;
 use turbo_graph::{DType, Graph, GraphError, Value};
 
 pub use config::{Config, ConfigError};
-pub use recipe::{Attention, Linear, PvType, Recipe, Tiling, keep_blocks};
+pub use recipe::{Attention, Linear, PvType, Recipe, Tiling, keep_blocks, weight_name};
 
 use crate::Params;
 use linear::Linears;

@@ -1,6 +1,7 @@
 //! The precision and attention choices of one compile.
 
 use serde::{Deserialize, Serialize};
+use turbo_ops::common::quant::Format;
 
 /// How self-attention is computed. Cross-attention is always dense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,27 @@ pub enum Linear {
     Bf16,
     /// INT8 weights and activations with 128 x 128 block scales.
     W8a8,
+    /// FP8 (E4M3) weights and activations with 128 x 128 block scales.
+    Fp8,
+}
+
+impl Linear {
+    /// Format of the quantised weights and activations, if they are quantised.
+    pub fn format(self) -> Option<Format> {
+        match self {
+            Linear::Bf16 => None,
+            Linear::W8a8 => Some(Format::Int8),
+            Linear::Fp8 => Some(Format::E4m3),
+        }
+    }
+}
+
+/// Last part of the name of a quantised weight. TurboDiffusion's `-quant` files have INT8 ones.
+pub fn weight_name(format: Format) -> &'static str {
+    match format {
+        Format::Int8 => "int8_weight",
+        Format::E4m3 => "fp8_weight",
+    }
 }
 
 /// Type of the probabilities and values in SageAttention.

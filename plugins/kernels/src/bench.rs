@@ -4,6 +4,7 @@ use anyhow::Result;
 use half::bf16;
 use rayon::prelude::*;
 use serde_json::{Value, json};
+use turbo_ops::common::quant::{FORMAT, Format};
 use turbo_ops::{Attrs, Case, Dims, Op, Rng, TensorDef, find};
 
 use crate::check::{arguments, input_shapes, output_shapes};
@@ -16,6 +17,8 @@ use crate::node::{Call, Node};
 const RUNS: usize = 20;
 /// Bytes of random data, repeated to fill a tensor: more than any L2 cache holds.
 const CHUNK: usize = 64 << 20;
+/// Formats of quantised values.
+const FORMATS: [&str; 2] = ["int8", "e4m3"];
 /// Tokens of the longest prompt.
 const PROMPT: usize = 512;
 
@@ -148,25 +151,33 @@ fn benches(model: &Model) -> Vec<Bench> {
     for word in ["layer", "rms"] {
         add("TurboNorm", word, kind(word), &and(&[("g", 1)]), None);
     }
-    add("TurboNormQuantize", "layer", kind("layer"), &and(&[("g", 1)]), None);
+    for format in FORMATS {
+        let attrs = kind("layer").choice(FORMAT.name, format);
+        add("TurboNormQuantize", &format!("layer {format}"), attrs, &and(&[("g", 1)]), None);
+    }
     add("TurboNormRope", "", Attrs::new().int("heads", heads).float("eps", 1e-6), &and(&[("l", l)]), None);
-    for k in [c, ffn] {
-        add("TurboQuantize", &format!("k={k}"), Attrs::new(), &[("m", l), ("k", k)], None);
+    for (format, k) in FORMATS.into_iter().flat_map(|format| [(format, c), (format, ffn)]) {
+        let attrs = Attrs::new().choice(FORMAT.name, format);
+        add("TurboQuantize", &format!("k={k} {format}"), attrs, &[("m", l), ("k", k)], None);
     }
     let linear = |n: usize, k: usize| {
         let axes = vec![("m", l), ("n", n), ("k", k), ("g", 1)];
         (format!("n={n} k={k}"), axes, Some(2.0 * (l * n * k) as f64))
     };
-    let (none, gelu) =
-        (Attrs::new().choice("activation", "none"), Attrs::new().choice("activation", "gelu_tanh"));
-    let (form, axes, operations) = linear(c, c);
-    add("TurboW8A8Linear", &form, none.choice("dtype", "bf16"), &axes, operations);
-    add("TurboW8A8LinearResidual", &form, Attrs::new(), &axes, operations);
-    let (form, axes, operations) = linear(ffn, c);
-    add("TurboW8A8Linear", &format!("{form} gelu"), gelu.clone().choice("dtype", "bf16"), &axes, operations);
-    add("TurboW8A8LinearQuantize", &format!("{form} gelu"), gelu, &axes, operations);
-    let (form, axes, operations) = linear(c, ffn);
-    add("TurboW8A8LinearResidual", &form, Attrs::new(), &axes, operations);
+    for format in FORMATS {
+        let plain = Attrs::new().choice(FORMAT.name, format);
+        let [none, gelu] = ["none", "gelu_tanh"].map(|word| plain.clone().choice("activation", word));
+        let (form, axes, operations) = linear(c, c);
+        let form = format!("{form} {format}");
+        add("TurboW8A8Linear", &form, none.choice("dtype", "bf16"), &axes, operations);
+        add("TurboW8A8LinearResidual", &form, plain.clone(), &axes, operations);
+        let (form, axes, operations) = linear(ffn, c);
+        let form = format!("{form} {format} gelu");
+        add("TurboW8A8Linear", &form, gelu.clone().choice("dtype", "bf16"), &axes, operations);
+        add("TurboW8A8LinearQuantize", &form, gelu, &axes, operations);
+        let (form, axes, operations) = linear(c, ffn);
+        add("TurboW8A8LinearResidual", &format!("{form} {format}"), plain, &axes, operations);
+    }
 
     let dense = |keys: usize| Some(4.0 * (l * keys * c) as f64);
     // Features times values, queries times that, and the projection.
@@ -211,7 +222,7 @@ fn time(library: &Library, bench: &Bench) -> Result<Figures> {
             let block = Block::new(library, bytes(def, shape))?;
             match Element::of(def.ty, activation) {
                 Element::I32 => block.upload(&block_map(case, shape))?,
-                element => block.tile(&random(element, bytes(def, shape).min(CHUNK)))?,
+                element => block.tile(&random(element, Format::of(&attrs), bytes(def, shape).min(CHUNK)))?,
             }
             Ok(block)
         })
@@ -231,8 +242,8 @@ fn time(library: &Library, bench: &Bench) -> Result<Figures> {
     Ok(Figures { times, operations: *operations, traffic, workspace: needed })
 }
 
-/// Random elements: normal activations, small positive f32 (scales, weights), any i8.
-fn random(element: Element, bytes: usize) -> Vec<u8> {
+/// Random elements: normal activations, small positive f32 (scales, weights), any byte that is a number.
+fn random(element: Element, format: Format, bytes: usize) -> Vec<u8> {
     let mut data = vec![0; bytes];
     data.par_chunks_mut(1 << 16).enumerate().for_each(|(i, part)| {
         let mut rng = Rng::new(i as u64);
@@ -240,7 +251,10 @@ fn random(element: Element, bytes: usize) -> Vec<u8> {
             match element {
                 Element::Bf16 => value.copy_from_slice(&bf16::from_f64(rng.normal()).to_le_bytes()),
                 Element::F32 => value.copy_from_slice(&(0.02 * (0.5 + rng.uniform()) as f32).to_le_bytes()),
-                _ => value.fill(rng.bits() as u8),
+                _ => {
+                    let byte = rng.bits() as i8;
+                    value.fill(if format.value(byte).is_nan() { 0 } else { byte as u8 });
+                }
             }
         }
     });
@@ -292,9 +306,11 @@ mod tests {
     #[test]
     fn random_elements_are_finite() {
         for element in [Element::Bf16, Element::F32] {
-            let bytes = random(element, 4000);
+            let bytes = random(element, Format::Int8, 4000);
             let tensor = crate::elements::decode(&bytes, &[4000 / element.size()], element);
             assert!(tensor.to_f64().iter().all(|x| x.is_finite() && x.abs() < 20.0));
         }
+        let bytes = random(Element::I8, Format::E4m3, 4000);
+        assert!(bytes.iter().all(|&byte| Format::E4m3.value(byte as i8).is_finite()));
     }
 }

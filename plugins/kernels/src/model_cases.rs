@@ -1,6 +1,7 @@
 //! Cases at the sizes of Wan and at the edges of tiles, too large for the f64 references.
 
-use turbo_ops::{Attrs, Case, Dims, Op};
+use turbo_ops::common::quant::FORMAT;
+use turbo_ops::{AttrKind, Attrs, Case, Dims, Op};
 
 /// Tokens of the cases of ops that work by rows: no multiple of a tile.
 const ROWS: usize = 1000;
@@ -37,13 +38,14 @@ pub fn model_cases(op: &Op) -> Vec<Case> {
     }
 }
 
-/// A case named by its sizes; its tolerances are those of the op's own cases with the same type of probabilities.
+/// A case named by its sizes; its tolerances are those of the op's own cases with the same types.
 fn case(op: &Op, attrs: Attrs, axes: &[(&'static str, usize)]) -> Case {
     let own = (op.cases)();
-    let alike = own.iter().find(|case| case.attrs.get("pv") == attrs.get("pv"));
+    let alike =
+        own.iter().find(|case| ["pv", "format"].iter().all(|name| case.attrs.get(name) == attrs.get(name)));
     let mut name = "model".to_string();
     axes.iter().for_each(|(axis, size)| name += &format!(" {axis}={size}"));
-    for attr in ["batch", "kind", "activation", "block_q", "pv"] {
+    for attr in ["batch", "kind", "activation", "block_q", "pv", "format"] {
         match attrs.get(attr) {
             Some(turbo_ops::AttrValue::Choice(word)) => name += &format!(" {word}"),
             Some(turbo_ops::AttrValue::Int(value)) => name += &format!(" {attr}={value}"),
@@ -57,14 +59,25 @@ fn case(op: &Op, attrs: Attrs, axes: &[(&'static str, usize)]) -> Case {
 fn norms(op: &Op) -> Vec<Case> {
     let mut all = Vec::new();
     for kind in ["layer", "rms"] {
-        let attrs = Attrs::new().choice("kind", kind).float("eps", 1e-6);
-        for (c, _) in WIDTHS {
-            for [m, g] in [[ROWS, 1], [666, 2], [666, 1]] {
-                all.push(case(op, attrs.clone(), &[("m", m), ("c", c), ("g", g)]));
+        for attrs in formats(op, Attrs::new().choice("kind", kind).float("eps", 1e-6)) {
+            for (c, _) in WIDTHS {
+                for [m, g] in [[ROWS, 1], [666, 2], [666, 1]] {
+                    all.push(case(op, attrs.clone(), &[("m", m), ("c", c), ("g", g)]));
+                }
             }
         }
     }
     all
+}
+
+/// Both formats of quantised values, as far as the op has them.
+fn formats(op: &Op, attrs: Attrs) -> Vec<Attrs> {
+    match op.attrs.iter().find(|def| def.name == FORMAT.name).map(|def| def.kind) {
+        Some(AttrKind::Choice(words)) => {
+            words.iter().map(|word| attrs.clone().choice(FORMAT.name, word)).collect()
+        }
+        _ => vec![attrs],
+    }
 }
 
 fn ropes(op: &Op) -> Vec<Case> {
@@ -79,7 +92,8 @@ fn ropes(op: &Op) -> Vec<Case> {
 
 fn quantize(op: &Op) -> Vec<Case> {
     let sizes = [[ROWS, 1536], [ROWS, 5120], [ROWS, 8960], [999, 1537], [1, 5120]];
-    sizes.map(|[m, k]| case(op, Attrs::new(), &[("m", m), ("k", k)])).into()
+    let of = |attrs: Attrs| sizes.map(|[m, k]| case(op, attrs.clone(), &[("m", m), ("k", k)]));
+    formats(op, Attrs::new()).into_iter().flat_map(of).collect()
 }
 
 fn linears(op: &Op) -> Vec<Case> {
@@ -98,7 +112,7 @@ fn linears(op: &Op) -> Vec<Case> {
             if op.inputs.iter().any(|def| def.name == "gate") {
                 axes.push(("g", if m % 2 == 0 { 2 } else { 1 }));
             }
-            all.push(case(op, attrs, &axes));
+            all.extend(formats(op, attrs).into_iter().map(|attrs| case(op, attrs, &axes)));
         }
     }
     all

@@ -53,7 +53,7 @@ const TABLE: &[Row] = &[
         Bound::Exact,
         "inputs are exact in every type, each step is one IEEE operation",
     ),
-    row("TurboQuantize", "s", Bound::Exact, "a division by 128 is exact"),
+    row("TurboQuantize", "s", Bound::Exact, "one IEEE division"),
     row("TurboSageAttention", "o", ROUNDED, "the case allows for INT8 and FP8 steps; the output is rounded"),
     row(
         "TurboSageSla",
@@ -95,6 +95,7 @@ pub fn tolerance(op: &Op, output: usize, case: Tol, activation: Element, against
     Some(match (row.bound, case) {
         (Bound::Exact, _) | (_, Tol::Exact) => Tol::Exact,
         (_, Tol::OffByOne(share, because)) => Tol::OffByOne(times * share, because),
+        (_, Tol::E4m3(bound, because)) => Tol::E4m3(times * bound, because),
         (Bound::Case, Tol::Rel(bound, because)) => Tol::Rel(times * bound, because),
         (Bound::More { bf16, f16 }, Tol::Rel(bound, because)) => match activation {
             Element::Bf16 => Tol::Rel(times * bound + bf16, row.because),
@@ -107,7 +108,7 @@ pub fn tolerance(op: &Op, output: usize, case: Tol, activation: Element, against
 /// The largest error that a tolerance takes.
 pub fn limit(tolerance: Tol) -> f64 {
     match tolerance {
-        Tol::Rel(bound, _) | Tol::OffByOne(bound, _) => bound,
+        Tol::Rel(bound, _) | Tol::OffByOne(bound, _) | Tol::E4m3(bound, _) => bound,
         Tol::Exact => 0.0,
     }
 }

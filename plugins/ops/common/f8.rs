@@ -4,6 +4,37 @@
 /// Largest finite E4M3 value.
 pub const MAX: f32 = 448.0;
 
+/// The value of every E4M3 byte; 0x7f and 0xff are NaN.
+pub const VALUES: [f32; 256] = {
+    let mut values = [0.0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (exponent, mantissa) = ((byte as u32 >> 3) & 15, byte as u32 & 7);
+        let value = match (exponent, mantissa) {
+            (0, _) => mantissa as f32 / 512.0,
+            (15, 7) => f32::NAN,
+            _ => f32::from_bits((exponent + 120) << 23 | mantissa << 20),
+        };
+        values[byte] = if byte < 128 { value } else { -value };
+        byte += 1;
+    }
+    values
+};
+
+/// The byte of the nearest E4M3 value, ties to even, saturating at ±448; zero for NaN, as integers have it.
+#[inline(always)]
+pub fn to_byte(x: f32) -> u8 {
+    let x = if x.is_nan() { 0.0 } else { x };
+    let a = if x.abs() > MAX { MAX } else { x.abs() };
+    let power = if a < LEAST { LEAST } else { a }.to_bits() & 0x7f80_0000;
+    // As in `round_positive`; the low bits of the sum are the steps from zero: 8 to 16 in a normal number's own power.
+    let steps = (a + f32::from_bits(power + (20 << 23))).to_bits() & 31;
+    (steps + (power >> 20) - (LEAST.to_bits() >> 20)) as u8 | (x.to_bits() >> 24) as u8 & 0x80
+}
+
+/// Least normal E4M3 value.
+const LEAST: f32 = 1.0 / 64.0;
+
 /// The nearest E4M3 value, ties to even, saturating at ±448; NaN stays NaN.
 #[inline(always)]
 pub fn round_e4m3(x: f32) -> f32 {
@@ -51,6 +82,10 @@ mod tests {
             assert_eq!(round_e4m3(middle.next_down()), a);
             assert_eq!(round_e4m3(middle.next_up()), b);
         }
+        for (byte, value) in (0..).zip(values) {
+            assert_eq!([VALUES[byte], VALUES[byte | 0x80]], [value, -value]);
+        }
+        assert!(VALUES[0x7f].is_nan() && VALUES[0xff].is_nan());
         assert_eq!(round_e4m3(1e9), MAX);
         assert_eq!(round_e4m3(f32::NEG_INFINITY), -MAX);
         assert!(round_e4m3(f32::NAN).is_nan());
@@ -70,6 +105,17 @@ mod tests {
                 .map(|(_, v)| v.copysign(x));
             assert_eq!(Some(round_e4m3(x)), nearest, "{x}");
         }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_rounded_values() {
+        for x in (0..=u32::MAX).step_by(257).map(f32::from_bits).filter(|x| !x.is_nan()) {
+            assert_eq!(VALUES[usize::from(to_byte(x))].to_bits(), round_e4m3(x).to_bits(), "{x}");
+        }
+        for byte in (0..=255u8).filter(|byte| byte & 0x7f != 0x7f) {
+            assert_eq!(to_byte(VALUES[usize::from(byte)]), byte);
+        }
+        assert_eq!([f32::NAN, -f32::NAN].map(to_byte), [0, 0]);
     }
 
     #[test]

@@ -1,22 +1,27 @@
-//! INT8 matrix product with f32 block scales.
+//! Matrix product of 8-bit values with f32 block scales.
 //!
-//! `acc = fma(float(int32 dot of 128 columns), x_scale * w_scale, acc)` over the blocks of K in ascending order:
-//! the sums within a block are exact, so the result depends neither on the number of threads nor on the instruction
-//! set, as long as that has a fused multiply-add.
+//! `acc = fma(dot of 128 columns, x_scale * w_scale, acc)` over the blocks of K in ascending order. INT8 sums within a
+//! block are exact, so the result depends neither on the number of threads nor on the instruction set, as long as that
+//! has a fused multiply-add. So it is with E4M3: products of two values are exact in f32 and added in ascending order.
 //!
 //! The loops are those of Goto and van de Geijn ("Anatomy of high-performance matrix multiplication", 2008): weights
 //! are laid out once for all rows, a task lays 128 rows of activations out for all its outputs, and a register tile
 //! is six rows by one vector of outputs, or eight by two.
 
+use std::marker::PhantomData;
+
 use rayon::prelude::*;
 
-use super::quant::BLOCK;
-use super::simd::{Isa, LANES, Lanes, Words, Work, dispatch, gelu_tanh};
-use crate::TensorRef;
+use super::quant::{BLOCK, Format};
+use super::simd::{Isa, LANES, Lanes, Work, dispatch, gelu_tanh};
+use crate::{Attrs, TensorRef};
+use product::{E4m3, Int8, Product};
+
+mod product;
 
 /// Outputs of a task.
 pub const STRIP: usize = 8 * BLOCK;
-/// Strips whose weights are laid out at a time: they take at most 4 KiB for each of the `k` inputs.
+/// Strips whose weights are laid out at a time: for each of the `k` inputs they take at most 4 KiB in INT8, 8 KiB in E4M3.
 const STRIPS: usize = 2;
 /// Vectors of outputs in a block.
 const VECTORS: usize = BLOCK / LANES;
@@ -24,6 +29,8 @@ const VECTORS: usize = BLOCK / LANES;
 /// Quantised operands of `y = x @ w^T`.
 #[derive(Clone, Copy)]
 pub struct Operands<'a> {
+    /// What the values are.
+    pub format: Format,
     /// Activations `[m, k]`.
     pub q: &'a [i8],
     /// Activation scales `[ceil(m/128), ceil(k/128)]`.
@@ -91,67 +98,74 @@ pub fn split<T>(y: &mut [T], n: usize, rows: usize, columns: usize) -> Vec<Vec<&
 }
 
 /// Weights of some outputs: for each block of outputs and of inputs, groups of [`Isa::PANELS`] vectors of outputs;
-/// for each group the sums that undo [`Isa::RAISE`], then the words of every step.
-struct Weights(Vec<Words>);
+/// for each group what their sums start from, then the words of every step.
+struct Weights<P: Product>(Vec<[P::Word; LANES]>);
 
-impl Weights {
+impl<P: Product> Weights<P> {
     fn new(x: &Operands<'_>, columns: std::ops::Range<usize>) -> Self {
-        let mut size = 0;
-        dispatch(SizeOf(&mut size));
+        let size = size_of_block::<P>();
         let tiles = x.k.div_ceil(BLOCK);
-        let mut words = vec![[0; LANES]; columns.len().div_ceil(BLOCK) * tiles * size];
+        let mut words = vec![[P::Word::default(); LANES]; columns.len().div_ceil(BLOCK) * tiles * size];
         let blocks = columns.into_par_iter().step_by(BLOCK);
         words
             .par_chunks_mut(tiles * size)
             .zip(blocks)
-            .for_each(|(words, column)| dispatch(PackWeights { x, column, words }));
+            .for_each(|(words, column)| dispatch(PackWeights::<P> { x, column, words }));
         Weights(words)
     }
 }
 
 /// Vectors that a block of weights takes.
-const fn block_size<I: Isa>() -> usize {
-    VECTORS * (1 + BLOCK / I::DEPTH)
+#[inline(always)]
+fn block_size<I: Isa, P: Product>() -> usize {
+    VECTORS * (1 + BLOCK / P::depth::<I>())
 }
 
-struct SizeOf<'a>(&'a mut usize);
+/// As [`block_size`] of the set that [`dispatch`] picks.
+fn size_of_block<P: Product>() -> usize {
+    let mut size = 0;
+    dispatch(SizeOf(&mut size, PhantomData::<P>));
+    size
+}
 
-impl Work for SizeOf<'_> {
+struct SizeOf<'a, P>(&'a mut usize, PhantomData<P>);
+
+impl<P: Product> Work for SizeOf<'_, P> {
     #[inline(always)]
     fn run<I: Isa>(self) {
-        *self.0 = block_size::<I>();
+        *self.0 = block_size::<I, P>();
     }
 }
 
 /// Lays the weights of one block of outputs out.
-struct PackWeights<'a> {
+struct PackWeights<'a, P: Product> {
     x: &'a Operands<'a>,
     column: usize,
-    words: &'a mut [Words],
+    words: &'a mut [[P::Word; LANES]],
 }
 
-impl Work for PackWeights<'_> {
+impl<P: Product> Work for PackWeights<'_, P> {
     #[inline(always)]
     fn run<I: Isa>(self) {
         let PackWeights { x, column, words } = self;
-        let steps = BLOCK / I::DEPTH;
+        let (depth, steps) = (P::depth::<I>(), BLOCK / P::depth::<I>());
         // Sixteen rows side by side: each is read from its start to its end.
         for (c, first) in (column..x.n.min(column + BLOCK)).step_by(LANES).enumerate() {
             let (group, panel) = (c / I::PANELS, c % I::PANELS);
-            for (tile, words) in words.chunks_exact_mut(block_size::<I>()).enumerate() {
+            for (tile, words) in words.chunks_exact_mut(block_size::<I, P>()).enumerate() {
                 let words = &mut words[group * I::PANELS * (1 + steps)..][..I::PANELS * (1 + steps)];
                 let mut values = [[0; BLOCK]; LANES];
                 for (row, values) in (first..x.n.min(first + LANES)).zip(&mut values) {
                     let row = &x.w[row * x.k..][tile * BLOCK..x.k.min((tile + 1) * BLOCK)];
                     *values = padded(row);
                 }
-                for (offset, values) in words[panel].iter_mut().zip(&values) {
-                    *offset = -I::RAISE * values.iter().map(|&w| i32::from(w)).sum::<i32>();
+                for (start, values) in words[panel].iter_mut().zip(&values) {
+                    *start = P::start::<I>(values);
                 }
                 for step in 0..steps {
                     let word = &mut words[(1 + step) * I::PANELS + panel];
                     for (word, values) in word.iter_mut().zip(&values) {
-                        *word = I::right(&values[step * I::DEPTH..][..I::DEPTH]);
+                        *word = P::right::<I>(&values[step * depth..][..depth]);
                     }
                 }
             }
@@ -160,31 +174,31 @@ impl Work for PackWeights<'_> {
 }
 
 /// 128 rows by the outputs of a strip.
-struct Task<'a, 'o, E: Epilogue> {
+struct Task<'a, 'o, E: Epilogue, P: Product> {
     x: &'a Operands<'a>,
-    weights: &'a [Words],
+    weights: &'a [[P::Word; LANES]],
     /// First row and column.
     at: [usize; 2],
     epilogue: &'a E,
     out: &'a mut E::Out<'o>,
 }
 
-impl<E: Epilogue> Work for Task<'_, '_, E> {
+impl<E: Epilogue, P: Product> Work for Task<'_, '_, E, P> {
     #[inline(always)]
     fn run<I: Isa>(self) {
         let Task { x, weights, at: [row, column], epilogue, out } = self;
-        let (tiles, steps) = (x.k.div_ceil(BLOCK), BLOCK / I::DEPTH);
+        let (tiles, steps) = (x.k.div_ceil(BLOCK), BLOCK / P::depth::<I>());
         let count = BLOCK.min(x.m - row);
         let height = count.next_multiple_of(I::HEIGHT);
-        let left = left_words::<I>(x, row, count);
+        let left = left_words::<I, P>(x, row, count);
         let scales = &x.s[row / BLOCK * tiles..][..tiles];
         let mut sums = vec![[0.0; LANES]; height * VECTORS];
         let mut rows = vec![[0.0; BLOCK]; count];
         let columns = (column..x.n.min(column + STRIP)).step_by(BLOCK);
-        for (column, weights) in columns.zip(weights.chunks_exact(tiles * block_size::<I>())) {
+        for (column, weights) in columns.zip(weights.chunks_exact(tiles * block_size::<I, P>())) {
             sums.fill([0.0; LANES]);
             let ws = &x.ws[column / BLOCK * tiles..][..tiles];
-            for (tile, weights) in weights.chunks_exact(block_size::<I>()).enumerate() {
+            for (tile, weights) in weights.chunks_exact(block_size::<I, P>()).enumerate() {
                 let scale = scales[tile] * ws[tile];
                 let left = &left[tile * height * steps..][..height * steps];
                 let panels = weights.chunks_exact(I::PANELS * (1 + steps));
@@ -193,8 +207,8 @@ impl<E: Epilogue> Work for Task<'_, '_, E> {
                         left.chunks_exact(I::HEIGHT * steps).zip(sums.chunks_exact_mut(I::PANELS * I::HEIGHT))
                     {
                         match I::PANELS {
-                            2 => multiply::<I, 8, 2>(left, weights, scale, sums),
-                            _ => multiply::<I, 6, 1>(left, weights, scale, sums),
+                            2 => multiply::<I, P, 8, 2>(left, weights, scale, sums),
+                            _ => multiply::<I, P, 6, 1>(left, weights, scale, sums),
                         }
                     }
                 }
@@ -232,72 +246,79 @@ fn padded(row: &[i8]) -> [i8; BLOCK] {
 
 /// Words of activations: for each block of inputs and each row, filled up to whole register tiles, every step.
 #[inline(always)]
-fn left_words<I: Isa>(x: &Operands<'_>, first: usize, count: usize) -> Vec<i32> {
-    let (tiles, steps, rows) = (x.k.div_ceil(BLOCK), BLOCK / I::DEPTH, count.next_multiple_of(I::HEIGHT));
-    let mut words = vec![0; tiles * rows * steps];
+fn left_words<I: Isa, P: Product>(x: &Operands<'_>, first: usize, count: usize) -> Vec<P::Word> {
+    let (depth, steps) = (P::depth::<I>(), BLOCK / P::depth::<I>());
+    let (tiles, rows) = (x.k.div_ceil(BLOCK), count.next_multiple_of(I::HEIGHT));
+    let mut words = vec![P::Word::default(); tiles * rows * steps];
     for (r, row) in x.q[first * x.k..][..count * x.k].chunks_exact(x.k).enumerate() {
         for (tile, part) in row.chunks(BLOCK).enumerate() {
             let values = padded(part);
             let words = &mut words[(tile * rows + r) * steps..][..steps];
-            for (word, values) in words.iter_mut().zip(values.chunks_exact(I::DEPTH)) {
-                *word = I::left(values);
+            for (word, values) in words.iter_mut().zip(values.chunks_exact(depth)) {
+                *word = P::left::<I>(values);
             }
         }
     }
     words
 }
 
-/// Adds a block of inputs to the sums of `R` rows and `P` vectors of outputs.
+/// Adds a block of inputs to the sums of `R` rows and `N` vectors of outputs.
 #[inline(always)]
-fn multiply<I: Isa, const R: usize, const P: usize>(
-    left: &[i32],
-    right: &[Words],
+fn multiply<I: Isa, P: Product, const R: usize, const N: usize>(
+    left: &[P::Word],
+    right: &[[P::Word; LANES]],
     scale: f32,
     sums: &mut [Lanes],
 ) {
-    let steps = BLOCK / I::DEPTH;
+    let steps = BLOCK / P::depth::<I>();
     let left = &left[..R * steps];
-    let (offsets, right) = right.split_at(P);
-    let right = &right.as_chunks::<P>().0[..steps];
-    let mut ints = [[I::no_ints(); P]; R];
-    for row in &mut ints {
-        for (int, offset) in row.iter_mut().zip(offsets) {
-            *int = I::load_ints(offset);
+    let (starts, right) = right.split_at(N);
+    let right = &right.as_chunks::<N>().0[..steps];
+    let mut dots = [[P::load::<I>(&starts[0]); N]; R];
+    for row in &mut dots {
+        for (dot, start) in row.iter_mut().zip(starts) {
+            *dot = P::load::<I>(start);
         }
     }
     for step in 0..steps {
-        for (r, ints) in ints.iter_mut().enumerate() {
-            for (int, right) in ints.iter_mut().zip(&right[step]) {
-                *int = I::add_words(*int, left[r * steps + step], right);
+        for (r, dots) in dots.iter_mut().enumerate() {
+            for (dot, right) in dots.iter_mut().zip(&right[step]) {
+                *dot = P::add::<I>(*dot, left[r * steps + step], right);
             }
         }
     }
-    for (sum, &int) in sums.iter_mut().zip(ints.as_flattened()) {
-        *sum = I::store(I::add_ints(I::load(sum), scale, int));
+    for (sum, &dot) in sums.iter_mut().zip(dots.as_flattened()) {
+        *sum = I::store(P::add_to::<I>(I::load(sum), scale, dot));
     }
 }
 
 impl<'a> Operands<'a> {
     /// The first five inputs of every W8A8 op.
-    pub fn of(inputs: &[TensorRef<'a>], gelu: bool) -> Self {
+    pub fn of(attrs: &Attrs, inputs: &[TensorRef<'a>], gelu: bool) -> Self {
         let [q, s, w, ws, bias] = [0, 1, 2, 3, 4].map(|i| inputs[i]);
         let (m, n, k) = (q.shape[0], w.shape[0], w.shape[1]);
-        Operands { q: q.i8(), s: s.f32(), w: w.i8(), ws: ws.f32(), bias: bias.f32(), m, n, k, gelu }
+        let format = Format::of(attrs);
+        Operands { format, q: q.i8(), s: s.f32(), w: w.i8(), ws: ws.f32(), bias: bias.f32(), m, n, k, gelu }
     }
 
     /// Computes all blocks of `y [m, n]`; `outs` are the parts of the output as [`split`] orders them.
-    pub fn compute<E: Epilogue>(&self, mut outs: Vec<E::Out<'_>>, epilogue: &E) {
+    pub fn compute<E: Epilogue>(&self, outs: Vec<E::Out<'_>>, epilogue: &E) {
+        match self.format {
+            Format::Int8 => self.compute_as::<E, Int8>(outs, epilogue),
+            Format::E4m3 => self.compute_as::<E, E4m3>(outs, epilogue),
+        }
+    }
+
+    fn compute_as<E: Epilogue, P: Product>(&self, mut outs: Vec<E::Out<'_>>, epilogue: &E) {
         let down = self.m.div_ceil(BLOCK);
-        let mut block = 0;
-        dispatch(SizeOf(&mut block));
-        let strip = STRIP / BLOCK * self.k.div_ceil(BLOCK) * block;
+        let strip = STRIP / BLOCK * self.k.div_ceil(BLOCK) * size_of_block::<P>();
         for (i, outs) in outs.chunks_mut((STRIPS * down).max(1)).enumerate() {
             let first = i * STRIPS * STRIP;
-            let weights = Weights::new(self, first..self.n.min(first + STRIPS * STRIP)).0;
+            let weights = Weights::<P>::new(self, first..self.n.min(first + STRIPS * STRIP)).0;
             outs.par_iter_mut().enumerate().for_each(|(i, out)| {
                 let weights = &weights[i / down * strip..];
                 let at = [i % down * BLOCK, first + i / down * STRIP];
-                dispatch(Task { x: self, weights, at, epilogue, out });
+                dispatch(Task::<E, P> { x: self, weights, at, epilogue, out });
             });
         }
     }

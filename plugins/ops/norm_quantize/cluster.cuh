@@ -11,8 +11,10 @@ namespace turbo::norm_quantize {
 constexpr int32_t kWarps = 8;
 constexpr int32_t kThreads = kWarps * kWarp;
 constexpr int32_t kClusterMax = 8;
-// Two CTAs of Hopper's 227 KiB, or one of the 99 KiB that a CTA of every GPU can have; less what is not rows.
-constexpr int32_t kRowBytesMax = 97 * 1024;
+// Bytes of rows with which two CTAs share a multiprocessor's 227 KiB.
+constexpr int32_t kRowBytesOfTwo = 97 * 1024;
+// Bytes of shared memory beside the rows, rounded up.
+constexpr int32_t kBeside = 3 * 1024;
 // A lane's columns of a block.
 constexpr int32_t kLanes = kBlock / kWarp;
 constexpr int32_t kBlocksMax = kWidthMax / kBlock;
@@ -56,7 +58,7 @@ __device__ __forceinline__ Moments rowMoments(T const* row, int32_t width, NormK
 #endif
 
 // Arguments as kernel.cu has them. A warp takes every kWarps'th of the CTA's `held` rows.
-template <class T, class Arguments>
+template <Format kFormat, class T, class Arguments>
 __global__ void __launch_bounds__(kThreads) kernel(Arguments a, int32_t held) {
 #if __CUDA_ARCH__ >= 900
     extern __shared__ uint4 memory[];
@@ -129,39 +131,37 @@ __global__ void __launch_bounds__(kThreads) kernel(Arguments a, int32_t held) {
             top = max(top, loadFrom(w8a8::sharedAddress(&greatest[block]), cta));
         }
         float const amax = __uint_as_float(top);
-        factors[block] = __fdiv_rn(static_cast<float>(kBlock), amax);
-        if (rank == 0) a.s[static_cast<int64_t>(first / kBlock) * blocks + block] = amax / static_cast<float>(kBlock);
+        factors[block] = __fdiv_rn(kTop<kFormat>, amax);
+        if (rank == 0) a.s[static_cast<int64_t>(first / kBlock) * blocks + block] = __fdiv_rn(amax, kTop<kFormat>);
     }
     // Also keeps this CTA's maxima until the others have read them.
     syncCluster();
     int8_t* const q = a.q + static_cast<int64_t>(first) * a.width;
     for (int32_t block = 0; block < blocks; ++block) {
         forEach(block, [&](int32_t row, float (&v)[kLanes]) {
-            int32_t values[kLanes];
-#pragma unroll
-            for (int32_t i = 0; i < kLanes; ++i) {
-                values[i] = max(-128, min(127, __float2int_rn(v[i] * factors[block])));
-            }
+            int8_t values[kLanes];
+            toBytes<kFormat>(values, v, factors[block]);
             store<true>(q + static_cast<int64_t>(row) * a.width + block * kBlock + lane * kLanes, values);
         });
     }
 #endif
 }
 
-// CTAs of a cluster whose shares of 128 rows of `bytes` fit; 0 if there is no such number.
-inline int32_t clusterSize(int64_t bytes) {
-    for (int32_t ctas = 1; ctas <= kClusterMax; ctas *= 2) {
-        if (kBlock / ctas * bytes <= kRowBytesMax) return ctas;
+// CTAs of a cluster that share 128 rows of `bytes`, so few that two fit a multiprocessor, or else as many as there can
+// be; 0 if not even those have their rows in `shared` bytes.
+inline int32_t clusterSize(int64_t bytes, int32_t shared) {
+    for (int32_t ctas = 1; ctas < kClusterMax; ctas *= 2) {
+        if (kBlock / ctas * bytes <= kRowBytesOfTwo) return ctas;
     }
-    return 0;
+    return kBlock / kClusterMax * bytes <= shared - kBeside ? kClusterMax : 0;
 }
 
 // Enqueues the kernel for rows whose accesses are wide. What fails is CUDA's last error.
-template <class T, class Arguments>
+template <Format kFormat, class T, class Arguments>
 void launch(Arguments const& arguments, int32_t ctas, cudaStream_t stream) {
     int32_t const held = kBlock / ctas;
     int32_t const shared = held * arguments.width * static_cast<int32_t>(sizeof(T));
-    auto* const run = kernel<T, Arguments>;
+    auto* const run = kernel<kFormat, T, Arguments>;
     if (cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, shared) != cudaSuccess) return;
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;

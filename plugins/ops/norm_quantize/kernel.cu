@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kRowThreadsMax) momentsKernel(Arguments a) {
     if (threadIdx.x == 0) a.moments[blockIdx.x] = moments;
 }
 
-template <class T, bool wide>
+template <Format kFormat, class T, bool wide>
 __global__ void __launch_bounds__(kBlockThreads) normQuantizeKernel(Arguments a) {
     constexpr int32_t kLanes = wide ? kWide<T> : 1;
     // From the last block to the first: the rows that were read last may still be in the cache.
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kBlockThreads) normQuantizeKernel(Arguments a)
 #pragma unroll
         for (int32_t i = 0; i < kLanes; ++i) v[i] = normalize(v[i], moments, scale[i], shift[i]);
     });
-    block.quantize(place, a.width, a.q, a.s + index);
+    block.template quantize<kFormat>(place, a.width, a.q, a.s + index);
 }
 
 }  // namespace
@@ -91,10 +91,13 @@ Status launch(TurboNormQuantize::Attrs const& attrs, Call const& call, void* wor
     hopper::Device device;
     cudaError_t const error = hopper::describeDevice(device);
     if (error != cudaSuccess) return {nullptr, error};
-    int32_t const ctas = norm_quantize::clusterSize(width * (x.type == DType::kF32 ? 4 : 2));
+    int32_t const ctas = norm_quantize::clusterSize(width * (x.type == DType::kF32 ? 4 : 2), device.shared);
     if (device.isHopper && wide && ctas > 0) {
-        return withType(x.type, [&](auto tag) {
-            norm_quantize::launch<typename decltype(tag)::Type>(arguments, ctas, stream);
+        return withFormat(attrs.format.index, [&](auto format) {
+            return withType(x.type, [&](auto tag) {
+                using T = typename decltype(tag)::Type;
+                norm_quantize::launch<decltype(format)::value, T>(arguments, ctas, stream);
+            });
         });
     }
     Status const status = withRow<1>(x.type, wide, width, [&](auto tag) {
@@ -102,11 +105,13 @@ Status launch(TurboNormQuantize::Attrs const& attrs, Call const& call, void* wor
         momentsKernel<R><<<static_cast<uint32_t>(rows), R::threads(width), 0, stream>>>(arguments);
     });
     if (!status.ok()) return status;
-    return withAccess(x.type, wide, [&](auto tag, auto access) {
-        using T = typename decltype(tag)::Type;
-        constexpr bool kAccess = decltype(access)::value;
-        auto const blocks = static_cast<uint32_t>(blockCount(rows, width));
-        normQuantizeKernel<T, kAccess><<<blocks, kBlockThreads, 0, stream>>>(arguments);
+    auto const blocks = static_cast<uint32_t>(blockCount(rows, width));
+    return withFormat(attrs.format.index, [&](auto format) {
+        return withAccess(x.type, wide, [&](auto tag, auto access) {
+            using T = typename decltype(tag)::Type;
+            constexpr bool kAccess = decltype(access)::value;
+            normQuantizeKernel<decltype(format)::value, T, kAccess><<<blocks, kBlockThreads, 0, stream>>>(arguments);
+        });
     });
 }
 

@@ -5,8 +5,8 @@ use turbo_graph::{Graph, Value};
 
 use crate::cases::sample_inputs;
 use crate::common::norm;
-use crate::common::quant::{BLOCK, quantize_rows};
-use crate::norm::{ATTRS, INPUTS, constraint, modulation, norm_cases, reference_norm};
+use crate::common::quant::{BLOCK, FORMAT, Format, quantize_rows};
+use crate::norm::{ATTRS as NORM, INPUTS, constraint, modulation, norm_cases, reference_norm};
 use crate::quantize;
 use crate::{Attrs, Case, Dim, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
 
@@ -16,10 +16,10 @@ const C: Dim = Dim::Axis("c");
 /// The op.
 pub const OP: Op = Op {
     name: "TurboNormQuantize",
-    version: 2,
+    version: 3,
     summary: "q, s = quantize(norm(x) * scale + shift)",
-    doc: "TurboNorm followed by TurboQuantize, in one pass over memory.",
-    attrs: ATTRS,
+    doc: "TurboNorm followed by TurboQuantize of the same format, in one pass over memory.",
+    attrs: &[NORM[0], NORM[1], FORMAT],
     inputs: INPUTS,
     outputs: &[
         TensorDef { name: "q", ty: Ty::I8, dims: &[M, C], doc: "quantised values" },
@@ -40,7 +40,7 @@ pub const OP: Op = Op {
 
 fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
     let y = reference_norm(attrs, inputs);
-    quantize::reference_blocks(&y, inputs[0].shape[0], inputs[0].shape[1]).into()
+    quantize::reference_blocks(attrs, &y, inputs[0].shape[0], inputs[0].shape[1]).into()
 }
 
 fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
@@ -50,7 +50,7 @@ fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
         return;
     }
     let (layer, eps) = (attrs.get_choice("kind") == "layer", attrs.get_float("eps"));
-    let x = inputs[0].f32();
+    let (format, x) = (Format::of(attrs), inputs[0].f32());
     let tiles = q.i8().par_chunks_mut(BLOCK * c).zip(s.f32().par_chunks_mut(c.div_ceil(BLOCK)));
     tiles.enumerate().for_each(|(tile, (q, s))| {
         let mut rows = vec![0.0; q.len()];
@@ -59,13 +59,13 @@ fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
             let (scale, shift) = modulation(inputs, row);
             norm::row(layer, eps, &x[row * c..][..c], scale, shift, y);
         }
-        quantize_rows(&rows, c, q, s);
+        quantize_rows(format, &rows, c, q, s);
     });
 }
 
 fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
     let y = crate::norm::expand(g, attrs, inputs)[0];
-    quantize::expand(g, &Attrs::new(), &[y])
+    quantize::expand(g, attrs, &[y])
 }
 
 fn sample(case: &Case) -> Vec<Tensor> {
@@ -73,7 +73,19 @@ fn sample(case: &Case) -> Vec<Tensor> {
 }
 
 fn cases() -> Vec<Case> {
-    norm_cases(&[Tol::OffByOne(2e-3, "f32 norm decides ties"), Tol::Rel(2e-6, "f32 arithmetic")])
+    let [int8, e4m3] = [
+        (Format::Int8, Tol::OffByOne(2e-3, "f32 norm decides ties")),
+        (Format::E4m3, Tol::E4m3(4e-3, "f32 norm decides ties, in 2e-3 of the values by up to an eighth")),
+    ]
+    .map(|(format, tol)| {
+        let mut cases = norm_cases(&[tol, Tol::Rel(2e-6, "f32 arithmetic")]);
+        for case in &mut cases {
+            case.name = format!("{} {}", case.name, format.word());
+            case.attrs = case.attrs.clone().choice(FORMAT.name, format.word());
+        }
+        cases
+    });
+    [int8, e4m3].concat()
 }
 
 #[cfg(test)]

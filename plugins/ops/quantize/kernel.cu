@@ -1,17 +1,17 @@
-// q = sat8(rne(x * 128 / amax)), s = amax / 128. One CTA per block of 128 x 128, held in registers.
+// q = sat8(rne(x * top / amax)), s = amax / top. One CTA per block of 128 x 128, held in registers.
 #include "../common/cuda/quant.cuh"
 
 namespace turbo {
 namespace {
 
-template <class T, bool wide>
+template <Format kFormat, class T, bool wide>
 __global__ void __launch_bounds__(kBlockThreads) quantizeKernel(T const* x, int8_t* q, float* s, int64_t m,
                                                                int64_t k) {
     Block<wide ? kWide<T> : 1, wide> block;
     BlockPlace const place(blockIdx.x, m, k);
     T const* const from = x + place.row * k + place.column + block.column();
     block.forEach(place, [&](auto& v, int32_t row) { load<wide>(v, from + row * k); });
-    block.quantize(place, k, q, s + blockIdx.x);
+    block.template quantize<kFormat>(place, k, q, s + blockIdx.x);
 }
 
 }  // namespace
@@ -22,17 +22,19 @@ Status prepare(TurboQuantize::Attrs const&, Call const& call, size_t* bytes) {
     return checkBlocks(x.dim[0], x.dim[1]);
 }
 
-Status launch(TurboQuantize::Attrs const&, Call const& call, void*, cudaStream_t stream) {
+Status launch(TurboQuantize::Attrs const& attrs, Call const& call, void*, cudaStream_t stream) {
     Tensor const& x = call.in[TurboQuantize::kInX];
     Tensor const& q = call.out[TurboQuantize::kOutQ];
     Tensor const& s = call.out[TurboQuantize::kOutS];
     if (x.count() == 0) return {};
     int64_t const m = x.dim[0], k = x.dim[1];
-    return withAccess(x.type, wideRows(x, k, q), [&](auto tag, auto access) {
-        using T = typename decltype(tag)::Type;
-        constexpr bool kAccess = decltype(access)::value;
-        quantizeKernel<T, kAccess><<<static_cast<uint32_t>(blockCount(m, k)), kBlockThreads, 0, stream>>>(
-            static_cast<T const*>(x.data), static_cast<int8_t*>(q.data), static_cast<float*>(s.data), m, k);
+    auto const blocks = static_cast<uint32_t>(blockCount(m, k));
+    return withFormat(attrs.format.index, [&](auto format) {
+        return withAccess(x.type, wideRows(x, k, q), [&](auto tag, auto access) {
+            using T = typename decltype(tag)::Type;
+            quantizeKernel<decltype(format)::value, T, decltype(access)::value><<<blocks, kBlockThreads, 0, stream>>>(
+                static_cast<T const*>(x.data), static_cast<int8_t*>(q.data), static_cast<float*>(s.data), m, k);
+        });
     });
 }
 

@@ -23,10 +23,10 @@ struct Store {
     }
 };
 
-template <class T>
+template <Format kFormat, class T>
 Status launchAs(w8a8::Operands const& x, void* data, cudaStream_t stream) {
     auto* const y = static_cast<T*>(data);
-    return w8a8::launchKernel<sizeof(T) == 2>(x, Store<T>{y, w8a8::aligned(y, x.n)}, stream);
+    return w8a8::launchKernel<kFormat, sizeof(T) == 2>(x, Store<T>{y, w8a8::aligned(y, x.n)}, stream);
 }
 
 }  // namespace
@@ -45,11 +45,14 @@ Status prepare(TurboW8A8Linear::Attrs const& attrs, Call const& call, size_t* by
 Status launch(TurboW8A8Linear::Attrs const& attrs, Call const& call, void*, cudaStream_t stream) {
     w8a8::Operands const x = w8a8::operands(call, attrs.activation.index == 1);
     void* const y = call.out[0].data;
-    switch (attrs.dtype.index) {
-        case 0: return launchAs<float>(x, y, stream);
-        case 1: return launchAs<__nv_bfloat16>(x, y, stream);
-        default: return launchAs<__half>(x, y, stream);
-    }
+    return withFormat(attrs.format.index, [&](auto format) {
+        constexpr Format kFormat = decltype(format)::value;
+        switch (attrs.dtype.index) {
+            case 0: return launchAs<kFormat, float>(x, y, stream);
+            case 1: return launchAs<kFormat, __nv_bfloat16>(x, y, stream);
+            default: return launchAs<kFormat, __half>(x, y, stream);
+        }
+    });
 }
 
 }  // namespace turbo

@@ -1,16 +1,18 @@
-//! `y = activation((q * s) @ (w * ws)^T + bias)`: a linear over INT8 blocks of 128 x 128.
+//! `y = activation((q * s) @ (w * ws)^T + bias)`: a linear over 8-bit blocks of 128 x 128.
 //!
-//! TurboDiffusion `ops/gemm`: the INT32 sums of a block are exact and scaled in f32; see [`crate::common::w8a8`].
+//! TurboDiffusion `ops/gemm`: the INT32 sums of a block are exact and scaled in f32; see [`crate::common::w8a8`]. E4M3
+//! values take the place of INT8 ones on GPUs that multiply them faster.
 
 use turbo_graph::{DType, Graph, Value};
 
-use crate::common::quant::BLOCK;
+use crate::common::quant::{BLOCK, FORMAT, Format};
 use crate::common::simd::Isa;
 use crate::common::w8a8::{Block, Epilogue, Operands, STRIP, split};
 use crate::quantize;
 use crate::schema::DTYPE_ATTR;
 use crate::{
-    AttrDef, AttrKind, Attrs, Case, Dim, Dims, Op, Rng, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty,
+    AttrDef, AttrKind, Attrs, Case, Data, Dim, Dims, Op, Rng, Tensor, TensorDef, TensorMut, TensorRef, Tol,
+    Ty,
 };
 
 /// Rows of activations.
@@ -49,11 +51,14 @@ pub const ACTIVATION: AttrDef = AttrDef {
 /// The op.
 pub const OP: Op = Op {
     name: "TurboW8A8Linear",
-    version: 1,
+    version: 2,
     summary: "y = activation((q * s) @ (w * ws)^T + bias)",
-    doc: "acc = fma(float(INT32 sum over a 128-wide block of K), s * ws, acc) over the blocks in ascending order, in \
-          f32; then the bias, then the activation. K may end inside a block.",
-    attrs: &[ACTIVATION, DTYPE_ATTR],
+    doc: "acc = fma(sum of q * w over a 128-wide block of K, s * ws, acc) over the blocks in ascending order, in f32; \
+          then the bias, then the activation. K may end inside a block. `format` int8: the sum of a block is INT32, \
+          exact, converted to f32. e4m3: `q` and `w` are bytes of E4M3 values, whose products are exact in f32; in what \
+          order the products of a block are added, and with how many bits, is free: tensor cores keep few. A byte that \
+          is NaN makes every sum that it is part of NaN.",
+    attrs: &[ACTIVATION, DTYPE_ATTR, FORMAT],
     inputs: &INPUTS,
     outputs: &[TensorDef { name: "y", ty: Ty::T, dims: &[M, N], doc: "outputs" }],
     constraint: has_inputs,
@@ -72,7 +77,7 @@ pub fn has_inputs(_: &Attrs, dims: &Dims) -> Result<(), String> {
 /// `(q * s) @ (w * ws)^T + bias` in f64, then the activation.
 pub fn reference_linear(attrs: &Attrs, inputs: &[Tensor]) -> Vec<f64> {
     let (m, k, n) = (inputs[0].shape[0], inputs[0].shape[1], inputs[2].shape[0]);
-    let tiles = k.div_ceil(BLOCK);
+    let (tiles, format) = (k.div_ceil(BLOCK), Format::of(attrs));
     let (q, s, w, ws) = (inputs[0].as_i8(), inputs[1].as_f64(), inputs[2].as_i8(), inputs[3].as_f64());
     let mut y = vec![0.0; m * n];
     for i in 0..m {
@@ -80,7 +85,7 @@ pub fn reference_linear(attrs: &Attrs, inputs: &[Tensor]) -> Vec<f64> {
             let mut sum = inputs[4].as_f64()[j];
             for x in 0..k {
                 let scale = s[i / BLOCK * tiles + x / BLOCK] * ws[j / BLOCK * tiles + x / BLOCK];
-                sum += f64::from(q[i * k + x]) * f64::from(w[j * k + x]) * scale;
+                sum += f64::from(format.value(q[i * k + x])) * f64::from(format.value(w[j * k + x])) * scale;
             }
             if attrs.get_choice("activation") == "gelu_tanh" {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (sum + 0.044715 * sum.powi(3));
@@ -118,14 +123,15 @@ impl Epilogue for Store {
 }
 
 fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
-    let x = Operands::of(inputs, gelu(attrs));
+    let x = Operands::of(attrs, inputs, gelu(attrs));
     x.compute(split(outputs[0].f32(), x.n, BLOCK, STRIP), &Store);
 }
 
 /// The linear in standard operators, f32 `[m, n]`.
 pub fn expand_linear(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Value {
-    let x = quantize::expand_dequantize(g, inputs[0], inputs[1]);
-    let w = quantize::expand_dequantize(g, inputs[2], inputs[3]);
+    let format = Format::of(attrs);
+    let x = quantize::expand_dequantize(g, format, inputs[0], inputs[1]);
+    let w = quantize::expand_dequantize(g, format, inputs[2], inputs[3]);
     let y = g.gemm(x, w, Some(inputs[4]));
     if attrs.get_choice("activation") == "gelu_tanh" { g.gelu_tanh(y) } else { y }
 }
@@ -140,15 +146,23 @@ fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
     vec![g.cast(y, dtype)]
 }
 
-/// Values of all inputs of a W8A8 op: random INT8, scales that keep outputs near one.
+/// Values of all inputs of a W8A8 op: any bytes that are numbers, scales that keep outputs near one.
 pub fn sample_op(op: &Op, case: &Case) -> Vec<Tensor> {
     let mut rng = Rng::new(case.seed);
-    let k = case.dims.get("k") as f64;
+    let (k, format) = (case.dims.get("k") as f64, Format::of(&case.attrs));
+    // Root mean square of the bytes.
+    let size = if format == Format::Int8 { 74.0 } else { 100.0 };
     let mut tensors = crate::cases::sample_inputs(op, case);
     for (def, tensor) in op.inputs.iter().zip(&mut tensors) {
-        if let ("s" | "ws", crate::Data::F64(values)) = (def.name, &mut tensor.data) {
-            let unit = if def.name == "s" { 1.0 / 74.0 } else { 1.0 / (74.0 * k.sqrt()) };
-            values.iter_mut().for_each(|v| *v = f64::from(((0.5 + rng.uniform()) * unit) as f32));
+        match (def.name, &mut tensor.data) {
+            ("s" | "ws", Data::F64(values)) => {
+                let unit = if def.name == "s" { 1.0 / size } else { 1.0 / (size * k.sqrt()) };
+                values.iter_mut().for_each(|v| *v = f64::from(((0.5 + rng.uniform()) * unit) as f32));
+            }
+            (_, Data::I8(bytes)) => {
+                bytes.iter_mut().filter(|byte| format.value(**byte).is_nan()).for_each(|byte| *byte &= 0x3f);
+            }
+            _ => {}
         }
     }
     tensors
@@ -158,38 +172,70 @@ fn sample(case: &Case) -> Vec<Tensor> {
     sample_op(&OP, case)
 }
 
-/// Sizes that every W8A8 op is tested on; `more` are further axes.
-pub fn linear_cases(attrs: &[Attrs], more: &[(&'static str, usize)], tol: &[Tol]) -> Vec<Case> {
+/// How far from the reference the outputs of a linear may be before they are rounded.
+pub fn linear_tol(format: Format) -> Tol {
+    match format {
+        Format::Int8 => Tol::Rel(2e-6, "f32 sums of exact blocks"),
+        Format::E4m3 => Tol::Rel(3e-3, "tensor cores cut products off 13 bits below the largest of a block"),
+    }
+}
+
+/// Sizes that every W8A8 op is tested on, in both formats; `more` are further axes.
+pub fn linear_cases(
+    attrs: &[Attrs],
+    more: &[(&'static str, usize)],
+    tol: impl Fn(Format) -> Vec<Tol>,
+) -> Vec<Case> {
     let sizes = [
         ("one value", [1, 1, 1]),
         ("one row", [1, 130, 256]),
         ("ragged", [132, 70, 200]),
         ("blocks", [128, 256, 384]),
+        ("within a block", [300, 128, 144]),
         ("large", [300, 384, 512]),
     ];
-    let case = |(i, attrs): (usize, &Attrs), (name, [m, n, k]): (&str, [usize; 3])| {
+    let case = |format: Format, (i, attrs): (usize, &Attrs), (name, [m, n, k]): (&str, [usize; 3])| {
         let mut dims = vec![("m", m), ("n", n), ("k", k)];
         dims.extend(more);
         Case {
-            name: format!("{name} {i}"),
-            attrs: attrs.clone(),
+            name: format!("{name} {i} {}", format.word()),
+            attrs: attrs.clone().choice(FORMAT.name, format.word()),
             dims: Dims::of(&dims),
             seed: 3 + i as u64,
-            tol: tol.to_vec(),
+            tol: tol(format),
         }
     };
-    attrs.iter().enumerate().flat_map(|a| sizes.map(|size| case(a, size))).collect()
+    let of = |format| attrs.iter().enumerate().flat_map(move |a| sizes.map(|size| (format, a, size)));
+    [Format::Int8, Format::E4m3].into_iter().flat_map(of).map(|(f, a, size)| case(f, a, size)).collect()
 }
 
 fn cases() -> Vec<Case> {
     let attrs = |a: &str| Attrs::new().choice("activation", a).choice("dtype", "f32");
-    linear_cases(&[attrs("none"), attrs("gelu_tanh")], &[], &[Tol::Rel(2e-6, "f32 sums of exact blocks")])
+    linear_cases(&[attrs("none"), attrs("gelu_tanh")], &[], |format| vec![linear_tol(format)])
 }
 
 #[cfg(test)]
 mod tests {
+    use crate::Tensor;
+
     #[test]
     fn kernel_agrees_with_the_reference() {
-        crate::cases::run_cpu_cases(&super::OP).unwrap();
+        // The kernel adds E4M3 products in f32, which the cases do not ask of tensor cores.
+        for (name, errors) in crate::cases::run_cpu_cases(&super::OP).unwrap() {
+            assert!(errors[0] < 2e-6, "{name}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn a_byte_that_is_no_number_shows() {
+        let case = (super::OP.cases)().into_iter().find(|case| case.name == "ragged 0 e4m3").unwrap();
+        let mut inputs = (super::OP.sample)(&case).iter().map(Tensor::for_kernel).collect::<Vec<_>>();
+        let crate::Data::I8(bytes) = &mut inputs[0].data else { panic!("no bytes") };
+        bytes[case.dims.get("k") * 7] = 0x7f;
+        let views: Vec<_> = inputs.iter().map(Tensor::view).collect();
+        let y = super::OP.run(&case.attrs, &views).unwrap().remove(0).to_f64();
+        for (row, y) in y.chunks(case.dims.get("n")).enumerate() {
+            assert!(y.iter().all(|y| y.is_nan() == (row == 7)), "row {row}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 namespace turbo {
 namespace {
 
+template <Format kFormat>
 struct Quantize {
     int8_t* q;  // [m, n]
     float* s;   // [ceil(m/128), ceil(n/128)]
@@ -23,17 +24,14 @@ struct Quantize {
         amax = tile.maximum(amax);
         if (tile.isFirst()) {
             int64_t const blocks = (x.n - 1) / w8a8::kBlock + 1;
-            s[tile.at.row / w8a8::kBlock * blocks + tile.at.column / w8a8::kBlock] = amax / 128.0f;
+            s[tile.at.row / w8a8::kBlock * blocks + tile.at.column / w8a8::kBlock] = __fdiv_rn(amax, kTop<kFormat>);
         }
 
-        float const factor = __fdiv_rn(128.0f, amax);
+        float const factor = __fdiv_rn(kTop<kFormat>, amax);
         tile.template forEachRun<kWidth>(
             [&](int32_t row, int32_t column, int32_t valid, float (&values)[kWidth]) {
                 alignas(16) int8_t out[kWidth];
-#pragma unroll
-                for (int32_t i = 0; i < kWidth; ++i) {
-                    out[i] = static_cast<int8_t>(max(-128, min(127, __float2int_rn(values[i] * factor))));
-                }
+                toBytes<kFormat>(out, values, factor);
                 w8a8::store(q + static_cast<int64_t>(row) * x.n + column, out, valid, Tile::kWide || wide);
             });
     }
@@ -52,7 +50,11 @@ Status launch(TurboW8A8LinearQuantize::Attrs const& attrs, Call const& call, voi
     w8a8::Operands const x = w8a8::operands(call, attrs.activation.index == 1);
     auto* const q = static_cast<int8_t*>(call.out[0].data);
     auto* const s = static_cast<float*>(call.out[1].data);
-    return w8a8::launchKernel<true>(x, Quantize{q, s, w8a8::aligned(q, x.n)}, stream);
+    bool const wide = w8a8::aligned(q, x.n);
+    return withFormat(attrs.format.index, [&](auto format) {
+        constexpr Format kFormat = decltype(format)::value;
+        return w8a8::launchKernel<kFormat, true>(x, Quantize<kFormat>{q, s, wide}, stream);
+    });
 }
 
 }  // namespace turbo

@@ -30,7 +30,7 @@ struct Residual {
     }
 };
 
-template <class T>
+template <Format kFormat, class T>
 Status launchAs(w8a8::Operands const& x, Call const& call, cudaStream_t stream) {
     using Op = TurboW8A8LinearResidual;
     auto const* const residual = static_cast<T const*>(call.in[Op::kInResidual].data);
@@ -38,7 +38,7 @@ Status launchAs(w8a8::Operands const& x, Call const& call, cudaStream_t stream) 
     auto* const y = static_cast<T*>(call.out[Op::kOutY].data);
     bool const wide = w8a8::aligned(residual, x.n) && w8a8::aligned(gate, x.n) && w8a8::aligned(y, x.n);
     auto const group = static_cast<int32_t>(x.m / call.in[Op::kInGate].dim[0]);
-    return w8a8::launchKernel<sizeof(T) == 2>(x, Residual<T>{residual, gate, y, group, wide}, stream);
+    return w8a8::launchKernel<kFormat, sizeof(T) == 2>(x, Residual<T>{residual, gate, y, group, wide}, stream);
 }
 
 }  // namespace
@@ -58,13 +58,16 @@ Status prepare(TurboW8A8LinearResidual::Attrs const&, Call const& call, size_t* 
     return w8a8::check(call);
 }
 
-Status launch(TurboW8A8LinearResidual::Attrs const&, Call const& call, void*, cudaStream_t stream) {
+Status launch(TurboW8A8LinearResidual::Attrs const& attrs, Call const& call, void*, cudaStream_t stream) {
     w8a8::Operands const x = w8a8::operands(call, false);
-    switch (call.in[TurboW8A8LinearResidual::kInResidual].type) {
-        case DType::kF32: return launchAs<float>(x, call, stream);
-        case DType::kBF16: return launchAs<__nv_bfloat16>(x, call, stream);
-        default: return launchAs<__half>(x, call, stream);
-    }
+    return withFormat(attrs.format.index, [&](auto format) {
+        constexpr Format kFormat = decltype(format)::value;
+        switch (call.in[TurboW8A8LinearResidual::kInResidual].type) {
+            case DType::kF32: return launchAs<kFormat, float>(x, call, stream);
+            case DType::kBF16: return launchAs<kFormat, __nv_bfloat16>(x, call, stream);
+            default: return launchAs<kFormat, __half>(x, call, stream);
+        }
+    });
 }
 
 }  // namespace turbo

@@ -2,21 +2,21 @@
 
 use turbo_graph::{DType, Graph, Value};
 
-use crate::common::quant::BLOCK;
+use crate::common::quant::{BLOCK, FORMAT};
 use crate::common::simd::{Isa, mul_add};
 use crate::common::w8a8::{Block, Epilogue, Operands, STRIP, split};
 use crate::w8a8_linear::{
-    INPUTS as LINEAR, M, N, expand_linear, has_inputs, linear_cases, reference_linear, sample_op,
+    INPUTS as LINEAR, M, N, expand_linear, has_inputs, linear_cases, linear_tol, reference_linear, sample_op,
 };
-use crate::{Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
+use crate::{Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Ty};
 
 /// The op.
 pub const OP: Op = Op {
     name: "TurboW8A8LinearResidual",
-    version: 1,
+    version: 2,
     summary: "y = residual + gate * ((q * s) @ (w * ws)^T + bias)",
     doc: "TurboW8A8Linear without activation; rows are divided evenly among the rows of `gate`.",
-    attrs: &[],
+    attrs: &[FORMAT],
     inputs: &[
         LINEAR[0],
         LINEAR[1],
@@ -81,8 +81,8 @@ impl Epilogue for Residual<'_> {
     }
 }
 
-fn cpu(_: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
-    let x = Operands::of(inputs, false);
+fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+    let x = Operands::of(attrs, inputs, false);
     let (residual, gate) = (inputs[5].f32(), inputs[6].f32());
     let epilogue = Residual { residual, gate, n: x.n, group: x.m / inputs[6].shape[0] };
     x.compute(split(outputs[0].f32(), x.n, BLOCK, STRIP), &epilogue);
@@ -106,10 +106,10 @@ fn sample(case: &Case) -> Vec<Tensor> {
 }
 
 fn cases() -> Vec<Case> {
-    let tol = [Tol::Rel(2e-6, "f32 sums of exact blocks")];
-    let mut all = linear_cases(&[Attrs::new()], &[("g", 1)], &tol);
+    let tol = |format| vec![linear_tol(format)];
+    let mut all = linear_cases(&[Attrs::new()], &[("g", 1)], tol);
     let even = |case: &Case| case.dims.get("m").is_multiple_of(2);
-    all.extend(linear_cases(&[Attrs::new()], &[("g", 2)], &tol).into_iter().filter(even).map(|mut case| {
+    all.extend(linear_cases(&[Attrs::new()], &[("g", 2)], tol).into_iter().filter(even).map(|mut case| {
         case.name += " two gates";
         case
     }));

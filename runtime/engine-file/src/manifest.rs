@@ -174,6 +174,8 @@ pub enum Linear {
     Bf16,
     /// Weights and activations in INT8 with one scale per 128 x 128 block.
     W8a8,
+    /// Weights and activations in FP8, E4M3, with one scale per 128 x 128 block.
+    Fp8,
 }
 
 /// The diffusion transformer. With two experts, both have this shape.

@@ -116,9 +116,10 @@ fn int8_weights_of_our_ops_stay_mapped() {
         ];
         tensors.push((w, "I8", vec![N, N], N * N));
         tensors.push((ws, "F32", vec![blocks, blocks], 4 * blocks * blocks));
-        let quantized = turbo_ops::emit(&mut g, "TurboQuantize", turbo_ops::Attrs::new(), &[x]);
+        let int8 = turbo_ops::Attrs::new().choice("format", "int8");
+        let quantized = turbo_ops::emit(&mut g, "TurboQuantize", int8.clone(), &[x]);
         let inputs: Vec<Value> = quantized.into_iter().chain(operands).collect();
-        let attrs = turbo_ops::Attrs::new().choice("activation", "none").choice("dtype", "f32");
+        let attrs = int8.choice("activation", "none").choice("dtype", "f32");
         x = turbo_ops::emit(&mut g, "TurboW8A8Linear", attrs, &inputs)[0];
     }
     g.output("y", x);

@@ -9,6 +9,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session, SessionInputValue};
 use turbo_graph::{Attr, DType, Graph, Value};
 use turbo_ops::cases::{Case, Rng};
+use turbo_ops::common::quant::{FORMAT, Format};
 use turbo_ops::{Attrs, Data, Dims, Op};
 use turbo_pipeline::backend::{self, Options, Runtime, Tensor};
 
@@ -31,11 +32,13 @@ fn main() -> Result<()> {
 /// W8A8 linears of Wan 1.3B against a float linear whose weights ONNX Runtime may pack in advance.
 fn linears(runtime: &Runtime) -> Result<()> {
     for [m, k, n] in [[1536, 1536, 8960], [1536, 8960, 1536], [1536, 1536, 1536]] {
-        let attrs = Attrs::new().choice("activation", "none").choice("dtype", "f32");
-        let mut ours =
-            one_op(runtime, &turbo_ops::w8a8_linear::OP, attrs, &Dims::of(&[("m", m), ("n", n), ("k", k)]))?;
-        let mut quantize =
-            one_op(runtime, &turbo_ops::quantize::OP, Attrs::new(), &Dims::of(&[("m", m), ("k", k)]))?;
+        let linear = |format: Format| {
+            let attrs = quantized(format).choice("activation", "none").choice("dtype", "f32");
+            one_op(runtime, &turbo_ops::w8a8_linear::OP, attrs, &Dims::of(&[("m", m), ("n", n), ("k", k)]))
+        };
+        let (mut ours, mut fp8) = (linear(Format::Int8)?, linear(Format::E4m3)?);
+        let dims = Dims::of(&[("m", m), ("k", k)]);
+        let mut quantize = one_op(runtime, &turbo_ops::quantize::OP, quantized(Format::Int8), &dims)?;
         let mut rng = Rng::new(1);
         let mut g = Graph::new("linear");
         let x = g.input("x", DType::F32, &[m, k]);
@@ -44,11 +47,16 @@ fn linears(runtime: &Runtime) -> Result<()> {
         g.output("y", y);
         let mut theirs =
             Stock::new(runtime, &g.finish()?, vec![("x", Tensor::f32(vec![m, k], normal(&mut rng, m * k)))])?;
-        let [ours, quantize, theirs] = race([&mut ours, &mut quantize, &mut theirs])?;
+        let [ours, quantize, fp8, theirs] = race([&mut ours, &mut quantize, &mut fp8, &mut theirs])?;
         row(&format!("W8A8 linear {m}x{k}x{n}"), ours, "f32 MatMul, packed weights", theirs);
         row("the same and quantisation of its input", ours + quantize, "f32 MatMul, packed weights", theirs);
+        row(&format!("FP8 linear {m}x{k}x{n}"), fp8, "f32 MatMul, packed weights", theirs);
     }
     Ok(())
+}
+
+fn quantized(format: Format) -> Attrs {
+    Attrs::new().choice(FORMAT.name, format.word())
 }
 
 /// SageSLA of two heads, block map included, against dense attention over all keys.

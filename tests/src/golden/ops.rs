@@ -59,20 +59,25 @@ fn differing(found: &[f32], stored: &Tensor) -> Result<Vec<(usize, f32)>> {
     Ok(pairs.map(|(i, (a, &b))| (i, a - f32::from(b))).filter(|(_, off)| *off != 0.0).collect())
 }
 
+/// The format of all vectors.
+fn int8() -> Attrs {
+    Attrs::new().choice("format", "int8")
+}
+
 /// The W8A8 linear of stored operands of case `case`; no bias where `bias` is `None`.
 fn linear(backend: &dyn Backend, v: &Vectors, case: &str, bias: Option<Tensor>) -> Result<Vec<f32>> {
     let name = |leaf: &str| format!("{case}.{leaf}");
     let (q, w) = (i8s(v, &name("x_q"))?, i8s(v, &name("w_q"))?);
     let n = w.shape[0];
     let bias = bias.unwrap_or_else(|| Tensor::f32(vec![n], vec![0.0; n]));
-    let attrs = Attrs::new().choice("activation", "none").choice("dtype", backend.compute().name());
+    let attrs = int8().choice("activation", "none").choice("dtype", backend.compute().name());
     let inputs = [&q, &v.f32(&name("x_s"))?, &w, &v.f32(&name("w_s"))?, &bias];
     Ok(op(backend, "TurboW8A8Linear", &attrs, &inputs)?.swap_remove(0))
 }
 
 /// `TurboQuantize`: values and scales.
 fn quantize(backend: &dyn Backend, x: &Tensor) -> Result<(Vec<f32>, Vec<f32>)> {
-    let mut out = op(backend, "TurboQuantize", &Attrs::new(), &[x])?;
+    let mut out = op(backend, "TurboQuantize", &int8(), &[x])?;
     let scales = out.pop().context("no scales")?;
     Ok((out.pop().context("no values")?, scales))
 }

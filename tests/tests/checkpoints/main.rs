@@ -66,7 +66,7 @@ fn stored(path: &Path, linear: Linear) -> (Vec<u8>, Vec<String>) {
 /// As they are and quantised: byte for byte what the plain checkpoint gives, nothing left aside but `ignored`.
 #[track_caller]
 fn same(plain: &Path, variant: &Path, ignored: usize) {
-    for linear in [Linear::Bf16, Linear::W8a8] {
+    for linear in [Linear::Bf16, Linear::W8a8, Linear::Fp8] {
         let (expected, _) = stored(plain, linear);
         let (found, left) = stored(variant, linear);
         assert_eq!(left.len(), ignored, "{}: {left:?}", variant.display());
@@ -240,7 +240,7 @@ fn aliases_of_proj_l_are_stored_alike() {
 fn quantised_weights_are_stored_bit_for_bit() {
     let Some(path) = file("dit_w8a8_ckpt.safetensors") else { return };
     let given = read(&path);
-    for linear in [Linear::W8a8, Linear::Bf16] {
+    for linear in [Linear::W8a8, Linear::Fp8, Linear::Bf16] {
         let found = parse(&stored(&path, linear).0);
         assert_eq!(found.keys().collect::<Vec<_>>(), given.keys().collect::<Vec<_>>());
         for (name, tensor) in &given {
@@ -265,12 +265,27 @@ fn stored_weights_are_a_checkpoint_of_the_same_weights() {
     assert!(stored(&path, Linear::W8a8).0 == bytes);
 }
 
+/// FP8 weights are of our own making, and named so that they are not taken for INT8.
+#[test]
+fn stored_fp8_weights_are_no_checkpoint() {
+    let model = Model::new();
+    let (bytes, _) = stored(&demo::folder().join("dit.safetensors"), Linear::Fp8);
+    assert!(parse(&bytes).iter().all(|(name, (dtype, _, bytes))| {
+        let is_number = |byte: &u8| byte & 0x7f != 0x7f;
+        !name.ends_with("fp8_weight") || *dtype == Dtype::I8 && bytes.iter().all(is_number)
+    }));
+    std::fs::write(model.path("dit.safetensors"), bytes).unwrap();
+    model.refused(&model.choices(), 3, &["dit.safetensors", "blocks.0.ffn.0.weight"]);
+}
+
 #[test]
 fn a_quantised_checkpoint_compiles_to_its_own_bits() {
     let model = Model::new();
     let Some(choices) = quantised(&model, |_| ()) else { return };
-    let refused = Choices { linear: Some(Linear::Bf16), ..choices.clone() };
-    model.refused(&refused, 2, &["quantised already", "--linear w8a8"]);
+    for (linear, word) in [(Linear::Bf16, "--linear bf16"), (Linear::Fp8, "--linear fp8")] {
+        let refused = Choices { linear: Some(linear), ..choices.clone() };
+        model.refused(&refused, 2, &["quantised already", word, "--linear w8a8"]);
+    }
     compile(&choices, &mut NoProgress).unwrap();
     let engine = EngineFile::open(choices.output.as_deref().unwrap()).unwrap();
     let found = parse(engine.bytes("weights/dit.safetensors").unwrap());

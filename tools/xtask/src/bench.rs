@@ -28,14 +28,14 @@ pub fn bench(quality: bool) -> Result<()> {
     report += "# Figures of the CPU backend\n\n## Kernels\n\n";
     report += &capture(Command::new(bin.join("kernel_bench")).env("ORT_DYLIB_PATH", &library))?;
 
-    let compile = || {
+    let compile = |linear: &str| {
         let start = Instant::now();
-        capture(
-            Command::new(bin.join("turbo-compile")).arg("models/demo").arg("-o").arg(&engine).arg("--quiet"),
-        )?;
-        Ok(start.elapsed().as_secs_f64())
+        let mut command = Command::new(bin.join("turbo-compile"));
+        command.args(["models/demo", "--quiet", "--linear", linear, "-o"]).arg(&engine);
+        capture(&mut command)?;
+        Ok::<_, anyhow::Error>(start.elapsed().as_secs_f64())
     };
-    let compiled = middle((0..RUNS).map(|_| compile()).collect::<Result<Vec<f64>>>()?);
+    let compiled = middle((0..RUNS).map(|_| compile("w8a8")).collect::<Result<Vec<f64>>>()?);
     let mut totals = Vec::new();
     let mut last = Value::Null;
     for _ in 0..RUNS {
@@ -60,10 +60,26 @@ pub fn bench(quality: bool) -> Result<()> {
         let _ = writeln!(report, "| {} | {seconds:.3} |", part["part"].as_str().unwrap_or_default());
     }
     if quality {
-        report += "\n## Quality\n\nPSNR in dB against the ground truth, held-out captions.\n\n";
-        let mut command = Command::new(bin.join("demo_quality"));
-        command.arg(&engine).arg(root().join("tools/bench/demo.png")).env("ORT_DYLIB_PATH", &library);
-        report += &capture(&mut command)?;
+        report +=
+            "\n## Quality\n\nPSNR in dB against the ground truth, held-out captions; `--linear w8a8`.\n\n";
+        let demo_quality = |sheet: Option<&str>| {
+            let mut command = Command::new(bin.join("demo_quality"));
+            command.arg(&engine).args(sheet.map(|sheet| root().join(sheet))).env("ORT_DYLIB_PATH", &library);
+            capture(&mut command)
+        };
+        let w8a8 = demo_quality(Some("tools/bench/demo.png"))?;
+        report += &w8a8;
+        let mut means = vec![("w8a8", w8a8)];
+        for linear in ["fp8", "bf16"] {
+            compile(linear)?;
+            means.push((linear, demo_quality(None)?));
+        }
+        report += "\nThe means of all recipes:\n\n| linears | reference, 4 steps | 4 steps | 3 steps | 2 steps |\n\
+                   |---|---|---|---|---|\n";
+        for (linear, table) in &means {
+            let mean = table.lines().last().and_then(|line| Some(line.split_once("** |")?.1));
+            let _ = writeln!(report, "| `{linear}` |{}", mean.context("demo_quality gave no mean")?);
+        }
     }
     print!("{report}");
     std::fs::write(root().join(REPORT), report).with_context(|| format!("cannot write {REPORT}"))

@@ -85,6 +85,7 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
 #pragma unroll
         for (int step = 0; step < kExactKeys / 16; ++step) packProbabilities<T>(p[step], scores, step);
         uint64_t const values = hopper::describeColumns(address(stage.values), kBoxBytes);
+        hopper::settle(p);
         hopper::settle(out);
         hopper::beginProducts();
 #pragma unroll
@@ -108,8 +109,10 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
 #endif
 }
 
-// Whether the kernel takes tensors of this shape.
-inline bool takesExact(Shape const& shape) { return shape.vector && shape.d == kHeadDim; }
+// Whether the kernel takes tensors of this shape: tensor maps have strides below 2^40 bytes.
+inline bool takesExact(Shape const& shape) {
+    return shape.vector && shape.d == kHeadDim && 2 * shape.width() * shape.s < int64_t{1} << 40;
+}
 
 template <class T, bool kLinear>
 Status launchExact(Shape const& shape, T const* q, T const* k, T const* v, T* o, Kept const& kept, int32_t blockQ,

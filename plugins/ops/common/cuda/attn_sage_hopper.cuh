@@ -103,6 +103,7 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
         for (int step = 0; step < kSteps; ++step) packProbabilitiesE4m3(p[step], scores, step);
 
         float sums[kHeadDim / 2];
+        hopper::settle(p);
         hopper::beginProducts();
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {

@@ -164,9 +164,18 @@ __device__ __forceinline__ void settle(float (&sums)[kCount]) {
     for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");
 }
 
-// Sums of a product of 64 x 128 in a thread: lane l of warp w holds, for j in 0..16, columns 8 j + 2 (l % 4) and the
-// next one of row 16 w + l / 4 in sums 4 j and 4 j + 1, and of the row eight further down in 4 j + 2 and 4 j + 3.
-using Sums = int32_t[64];
+// The 64 sums of a product of 64 x 128 in a thread: lane l of warp w holds, for j in 0..16, columns 8 j + 2 (l % 4) and
+// the next one of row 16 w + l / 4 in sums 4 j and 4 j + 1, and of the row eight further down in 4 j + 2 and 4 j + 3.
+
+// Keeps the compiler from making operands after the fence below it.
+template <int32_t kCount, int32_t kWords>
+__device__ __forceinline__ void settle(uint32_t (&operands)[kCount][kWords]) {
+#pragma unroll
+    for (auto& words : operands) {
+#pragma unroll
+        for (uint32_t& word : words) asm volatile("" : "+r"(word)::"memory");
+    }
+}
 
 // Names and constraints of as many sums, and the numbers of the operands that follow them.
 #define TURBO_NAMES_32                                                                                         \
@@ -184,7 +193,7 @@ using Sums = int32_t[64];
         TURBO_SUMS_8(kind, s, i + 24)
 
 // sums = a b^T, or sums += a b^T: 64 rows of `a` by 128 of `b`, 32 INT8 along K.
-__device__ __forceinline__ void multiplyS8(Sums& s, uint64_t a, uint64_t b, bool add) {
+__device__ __forceinline__ void multiply(int32_t (&s)[64], uint64_t a, uint64_t b, bool add) {
     asm volatile(
         "{\n"
         ".reg .pred add;\n"
@@ -195,8 +204,20 @@ __device__ __forceinline__ void multiplyS8(Sums& s, uint64_t a, uint64_t b, bool
         : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));
 }
 
-// The same with `a` in registers, which hold what mma.sync's fragments of 16 x 32 do, 16 rows a warp.
-__device__ __forceinline__ void multiplyS8(Sums& s, uint32_t const (&a)[4], uint64_t b, bool add) {
+// The same of E4M3, whose sums are f32 in name: the tensor cores keep some 14 bits of them.
+__device__ __forceinline__ void multiply(float (&s)[64], uint64_t a, uint64_t b, bool add) {
+    asm volatile(
+        "{\n"
+        ".reg .pred add;\n"
+        "setp.ne.b32 add, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 " TURBO_NAMES_64 "}, %64, %65, add, 1, 1;\n"
+        "}"
+        : TURBO_SUMS_32("+f", s, 0), TURBO_SUMS_32("+f", s, 32)
+        : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));
+}
+
+// The product of INT8 with `a` in registers, which hold what mma.sync's fragments of 16 x 32 do, 16 rows a warp.
+__device__ __forceinline__ void multiplyS8(int32_t (&s)[64], uint32_t const (&a)[4], uint64_t b, bool add) {
     asm volatile(
         "{\n"
         ".reg .pred add;\n"
@@ -221,7 +242,7 @@ __device__ __forceinline__ void multiplyS8(int32_t (&s)[32], uint32_t const (&a)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));
 }
 
-// The same of E4M3, whose sums are f32 in name: the tensor cores keep some 14 bits of them.
+// The same of E4M3 with 128 rows.
 __device__ __forceinline__ void multiplyE4m3(float (&s)[64], uint32_t const (&a)[4], uint64_t b, bool add) {
     asm volatile(
         "{\n"
@@ -292,6 +313,7 @@ __device__ __forceinline__ void syncWarpgroup(int32_t warpgroup) {
 struct Device {
     bool isHopper = false;
     int32_t multiprocessors = 0;
+    int32_t shared = 0;  // bytes that a CTA can have
 };
 
 inline cudaError_t describeDevice(Device& device) {
@@ -302,12 +324,15 @@ inline cudaError_t describeDevice(Device& device) {
         return family != nullptr && std::strcmp(family, "hopper") == 0;
     }();
     if (!wanted) return cudaSuccess;
-    int index = 0, major = 0, minor = 0, count = 0;
+    int index = 0, major = 0, minor = 0, count = 0, shared = 0;
     cudaError_t error = cudaGetDevice(&index);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index);
-    if (error == cudaSuccess) device = {major == 9 && minor == 0, count};
+    if (error == cudaSuccess) {
+        error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+    }
+    if (error == cudaSuccess) device = {major == 9 && minor == 0, count, shared};
     return error;
 #else
     return cudaSuccess;

@@ -1,8 +1,9 @@
-// INT8 values and f32 scales of 128 x 128 blocks: `amax` over the block, at least 1e-8; `s = amax / 128`;
-// `q = sat8(rne(x * (128 / amax)))`. TurboDiffusion `ops/quant/quant.hpp`.
+// Eight-bit values and f32 scales of 128 x 128 blocks: `amax` over the block, at least 1e-8; `s = amax / top`;
+// `q = sat8(rne(x * (top / amax)))`, with a top of 128 for INT8 (TurboDiffusion `ops/quant/quant.hpp`) and 448 for E4M3.
 #pragma once
 
 #include "elements.cuh"
+#include "format.cuh"
 
 namespace turbo {
 
@@ -48,6 +49,7 @@ struct Block {
     }
 
     // Writes the values to `q [m, k]` and the scale to `s`. Once in a kernel.
+    template <Format kFormat>
     __device__ __forceinline__ void quantize(BlockPlace const& place, int64_t k, int8_t* q, float* s) {
         __shared__ uint32_t partial[kWarpsMax];
         float amax = kLeastAmax;
@@ -56,17 +58,14 @@ struct Block {
             for (int32_t i = 0; i < kLanes; ++i) amax = fmaxf(amax, fabsf(v[i]));
         });
         amax = blockMax(amax, partial);
-        float const factor = __fdiv_rn(static_cast<float>(kBlock), amax);
+        float const factor = __fdiv_rn(kTop<kFormat>, amax);
         int8_t* const to = q + place.row * k + place.column + column();
         forEach(place, [&](float (&v)[kLanes], int32_t row) {
-            int32_t values[kLanes];
-#pragma unroll
-            for (int32_t i = 0; i < kLanes; ++i) {
-                values[i] = max(-128, min(127, __float2int_rn(v[i] * factor)));
-            }
+            int8_t values[kLanes];
+            toBytes<kFormat>(values, v, factor);
             store<wide>(to + row * k, values);
         });
-        if (threadIdx.x == 0) *s = amax / static_cast<float>(kBlock);
+        if (threadIdx.x == 0) *s = __fdiv_rn(amax, kTop<kFormat>);
     }
 };
 

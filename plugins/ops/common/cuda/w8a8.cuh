@@ -1,4 +1,4 @@
-// y = activation((q * s) @ (w * ws)^T + bias): INT8 matrix product with f32 scales of 128 x 128 blocks, the body of the
+// y = activation((q * s) @ (w * ws)^T + bias): eight-bit matrix product with f32 scales of 128 x 128 blocks, the body of the
 // W8A8 linears (TurboDiffusion `ops/gemm`). What becomes of the outputs is an epilogue's.
 #pragma once
 
@@ -36,8 +36,8 @@ inline Status check(Call const& call) {
     return {};
 }
 
-// Computes the linear on the kernel that suits the device. Hopper's takes half precision and INT8 outputs.
-template <bool kHalf, class Epilogue>
+// Computes the linear on the kernel that suits the device. Hopper's takes half precision and eight-bit outputs.
+template <Format kFormat, bool kHalf, class Epilogue>
 Status launchKernel(Operands const& x, Epilogue const& epilogue, cudaStream_t stream) {
     if (x.m == 0 || x.n == 0) return {};
     if constexpr (kHalf) {
@@ -45,10 +45,10 @@ Status launchKernel(Operands const& x, Epilogue const& epilogue, cudaStream_t st
         cudaError_t const error = hopper::describeDevice(device);
         if (error != cudaSuccess) return {nullptr, error};
         if (device.isHopper && epilogue.wide && wgmma::takes(x)) {
-            return wgmma::launch(x, epilogue, device.multiprocessors, stream);
+            return wgmma::launch<kFormat>(x, epilogue, device.multiprocessors, stream);
         }
     }
-    return portable::launch(x, epilogue, stream);
+    return portable::launch<kFormat>(x, epilogue, stream);
 }
 
 }  // namespace turbo::w8a8

@@ -129,19 +129,24 @@ __device__ __forceinline__ void fetch(
     }
 }
 
+// A product's sums: exact for INT8, and of few bits for E4M3, of which a block is not too much.
+template <Format kFormat>
+using Sums = std::conditional_t<kFormat == Format::kInt8, int32_t, float>[64];
+
 // acc += sums * scale.
-__device__ __forceinline__ void addScaled(float (&acc)[64], hopper::Sums const& sums, float scale) {
+template <class T>
+__device__ __forceinline__ void addScaled(float (&acc)[64], T const (&sums)[64], float scale) {
 #pragma unroll
     for (int32_t i = 0; i < 64; ++i) acc[i] = fmaf(static_cast<float>(sums[i]), scale, acc[i]);
 }
 
 // The products and the epilogues of all tiles of this CTA, by one warpgroup of kMultipliers.
-template <class Epilogue>
+template <Format kFormat, class Epilogue>
 __device__ __forceinline__ void multiply(
     Operands const& x, Epilogue const& epilogue, int32_t tiles, int32_t steps, Shared& shared, int32_t warpgroup) {
     bool const leads = threadIdx.x % 32 == 0;
     hopper::Ring<kStages> ring;
-    hopper::Sums sums;
+    Sums<kFormat> sums;
     for (int32_t tile = static_cast<int32_t>(blockIdx.x); tile < tiles; tile += static_cast<int32_t>(gridDim.x)) {
         Place at = place<kRows>(x, tile);
         at.row += warpgroup * kBlock;
@@ -165,7 +170,7 @@ __device__ __forceinline__ void multiply(
                 hopper::beginProducts();
 #pragma unroll
                 for (int32_t k = 0; k < kBlock / kProductK; ++k) {
-                    hopper::multiplyS8(sums, q + k * hopper::kNextK, w + k * hopper::kNextK, k > 0);
+                    hopper::multiply(sums, q + k * hopper::kNextK, w + k * hopper::kNextK, k > 0);
                 }
                 hopper::commitProducts();
                 hopper::waitProducts<0>();
@@ -183,7 +188,7 @@ __device__ __forceinline__ void multiply(
 
 #endif  // TURBO_HOPPER
 
-template <class Epilogue>
+template <Format kFormat, class Epilogue>
 __global__ void __launch_bounds__(kThreads, 1) kernel(
     __grid_constant__ CUtensorMap const q, __grid_constant__ CUtensorMap const w, Operands x, Epilogue epilogue) {
 #if TURBO_HOPPER
@@ -210,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(
         if (threadIdx.x == kMultipliers * hopper::kWarpgroup) fetch(q, w, x, tiles, steps, shared);
     } else {
         hopper::growRegisters<kMultiplying>();
-        multiply(x, epilogue, tiles, steps, shared, warpgroup);
+        multiply<kFormat>(x, epilogue, tiles, steps, shared, warpgroup);
     }
 #endif
 }
@@ -221,7 +226,7 @@ inline bool takes(Operands const& x) {
     return x.m >= kBlock && x.n % kBlock == 0 && x.k % 16 == 0 && aligned(x.q) && aligned(x.w) && x.wideBias;
 }
 
-template <class Epilogue>
+template <Format kFormat, class Epilogue>
 Status launch(Operands const& x, Epilogue const& epilogue, int32_t multiprocessors, cudaStream_t stream) {
     auto const k = static_cast<uint64_t>(x.k), m = static_cast<uint64_t>(x.m), n = static_cast<uint64_t>(x.n);
     CUtensorMap q, w;
@@ -231,7 +236,7 @@ Status launch(Operands const& x, Epilogue const& epilogue, int32_t multiprocesso
         error = hopper::makeMap<5>(
             w, x.w, {k, 2, 4, 4, n / 32}, {k, 8 * k, 2 * k, 32 * k}, {kBlock, 2, 4, 4, kBlock / 32});
     }
-    auto* const run = kernel<Epilogue>;
+    auto* const run = kernel<kFormat, Epilogue>;
     if (error == cudaSuccess) {
         error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     }

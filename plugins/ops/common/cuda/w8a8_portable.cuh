@@ -28,12 +28,6 @@ constexpr int32_t kPitch = kTile + 8;   // floats from row to row of the outputs
 constexpr int32_t kShared = kStages * kStage;
 static_assert((kTile * kPitch + kWarps) * sizeof(float) <= kShared && kShared <= 99 * 1024);
 
-// 1.5 * 2^23, as f32 and as its bits: sums start from the bits, and an INT32 that stays within 2^22 of them
-// reads as the f32 of 1.5 * 2^23 + sum, exactly. A subtraction is cheaper than a conversion. |sum| <= 128 *
-// 2^14 = 2^21.
-constexpr float kMagic = 12582912.0f;
-constexpr int32_t kMagicBits = 0x4B400000;
-
 // A tile of outputs in shared memory.
 struct Tile {
     Place at;
@@ -137,8 +131,33 @@ struct Loader {
 // The outputs of a warp as mma lays them out: row tile, column tile, register.
 using Accumulators = float[kWarpRows / kMmaRows][kWarpColumns / kMmaColumns][4];
 
+// Sums of a step in one tile of an mma.
+template <Format>
+struct Sums;
+
+// 1.5 * 2^23, as f32 and as its bits: INT32 sums start from the bits, and one that stays within 2^22 of them reads as
+// the f32 of 1.5 * 2^23 + sum, exactly. A subtraction is cheaper than a conversion. |sum| <= 128 * 2^14 = 2^21.
+template <>
+struct Sums<Format::kInt8> {
+    static constexpr float kMagic = 12582912.0f;
+    static constexpr int32_t kBits = 0x4B400000;
+    int32_t x[4] = {kBits, kBits, kBits, kBits};
+
+    __device__ __forceinline__ void add(uint32_t const (&a)[4], uint32_t b0, uint32_t b1) { mmaS8(x, a, b0, b1); }
+    __device__ __forceinline__ float at(int32_t i) const { return __int_as_float(x[i]) - kMagic; }
+};
+
+template <>
+struct Sums<Format::kE4m3> {
+    float x[4] = {};
+
+    __device__ __forceinline__ void add(uint32_t const (&a)[4], uint32_t b0, uint32_t b1) { mmaE4m3(x, a, b0, b1); }
+    __device__ __forceinline__ float at(int32_t i) const { return x[i]; }
+};
+
 // acc += sums * scale of one step, whose rows of the warp begin at `q` and `w` in shared memory. Weights stay
 // in registers, a row tile of activations comes while the one before is multiplied.
+template <Format kFormat>
 __device__ __forceinline__ void multiply(Accumulators& acc, uint32_t q, uint32_t w, float scale) {
     constexpr int32_t kColumnTiles = kWarpColumns / kMmaColumns;
     uint32_t b[kColumnTiles][kTile / kMmaK / 2][4];
@@ -151,32 +170,27 @@ __device__ __forceinline__ void multiply(Accumulators& acc, uint32_t q, uint32_t
     }
 #pragma unroll
     for (int32_t i = 0; i < kWarpRows / kMmaRows; ++i) {
-        int32_t sum[kColumnTiles][4];
-#pragma unroll
-        for (int32_t j = 0; j < kColumnTiles; ++j) {
-#pragma unroll
-            for (int32_t& value : sum[j]) value = kMagicBits;
-        }
+        Sums<kFormat> sums[kColumnTiles];
 #pragma unroll
         for (int32_t ks = 0; ks < kTile / kMmaK; ++ks) {
             uint32_t a[4];
             loadMatrices(a, (q ^ ks * kMmaK) + i * kMmaRows * kTile);
 #pragma unroll
             for (int32_t j = 0; j < kColumnTiles; ++j) {
-                mmaS8(sum[j], a, b[j][ks / 2][ks % 2 * 2], b[j][ks / 2][ks % 2 * 2 + 1]);
+                sums[j].add(a, b[j][ks / 2][ks % 2 * 2], b[j][ks / 2][ks % 2 * 2 + 1]);
             }
         }
 #pragma unroll
         for (int32_t j = 0; j < kColumnTiles; ++j) {
 #pragma unroll
             for (int32_t e = 0; e < 4; ++e) {
-                acc[i][j][e] = fmaf(__int_as_float(sum[j][e]) - kMagic, scale, acc[i][j][e]);
+                acc[i][j][e] = fmaf(sums[j].at(e), scale, acc[i][j][e]);
             }
         }
     }
 }
 
-template <class Epilogue, bool kAsync>
+template <Format kFormat, class Epilogue, bool kAsync>
 __global__ void __launch_bounds__(kThreads) kernel(Operands x, Epilogue epilogue) {
     extern __shared__ __align__(1024) uint8_t memory[];
     uint32_t const shared = sharedAddress(memory);
@@ -216,7 +230,7 @@ __global__ void __launch_bounds__(kThreads) kernel(Operands x, Epilogue epilogue
         // next.
         __syncthreads();
         loadStep(step + kStages - 1, stage == 0 ? kStages - 1 : stage - 1);
-        multiply(acc, q + stage * kStage, w + stage * kStage, scale);
+        multiply<kFormat>(acc, q + stage * kStage, w + stage * kStage, scale);
         stage = stage + 1 == kStages ? 0 : stage + 1;
     }
     waitCopies<0>();
@@ -238,10 +252,10 @@ __global__ void __launch_bounds__(kThreads) kernel(Operands x, Epilogue epilogue
     epilogue(tile, x);
 }
 
-template <class Epilogue>
+template <Format kFormat, class Epilogue>
 Status launch(Operands const& x, Epilogue const& epilogue, cudaStream_t stream) {
     auto* const run =
-        aligned(x.q, x.k) && aligned(x.w, x.k) ? kernel<Epilogue, true> : kernel<Epilogue, false>;
+        aligned(x.q, x.k) && aligned(x.w, x.k) ? kernel<kFormat, Epilogue, true> : kernel<kFormat, Epilogue, false>;
     cudaError_t const error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     if (error != cudaSuccess) return {nullptr, error};
     cudaLaunchConfig_t config = {};

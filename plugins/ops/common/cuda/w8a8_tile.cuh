@@ -1,7 +1,7 @@
 // What the kernels of a W8A8 linear share: operands, places of tiles, and what an epilogue does with outputs.
 //
-// acc = fma(float(sum), s * ws, acc) over blocks of 128 along K in ascending order, their INT32 sums exact: whichever
-// kernel computes a tile, the result is the one of `plugins/ops/common/w8a8.rs`.
+// acc = fma(sum, s * ws, acc) over blocks of 128 along K in ascending order. Sums of INT8 are exact: whichever kernel
+// computes a tile, the result is the one of `plugins/ops/common/w8a8.rs`.
 //
 // An epilogue is called by all threads of a tile, as `epilogue(tile, operands)`, with a Tile that has
 //   kWide                  whether all runs are whole, and aligned to 16 bytes wherever they come from and go to
@@ -21,6 +21,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+
+#include "format.cuh"
 
 namespace turbo::w8a8 {
 

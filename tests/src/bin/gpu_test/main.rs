@@ -44,6 +44,9 @@ struct Cli {
     /// Folder that keeps the networks' weights and plans for the next call
     #[arg(long)]
     scratch: Option<PathBuf>,
+    /// How long TensorRT looks for fast kernels of the networks, as `turbo-compile --effort`
+    #[arg(long, value_name = "0-5", default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=5))]
+    effort: u8,
     /// Build the networks without running them
     #[arg(long)]
     only_build: bool,
@@ -70,7 +73,7 @@ fn main() -> Result<ExitCode> {
     let temporary = tempfile::tempdir()?;
     let scratch = cli.scratch.as_deref().unwrap_or(temporary.path()).canonicalize()?;
     for name in &cli.networks {
-        networks::run(&gpu, &mut report, name, &scratch, cli.only_build);
+        networks::run(&gpu, &cli, &mut report, name, &scratch);
     }
     if cli.demo {
         let place = tempfile::tempdir()?;

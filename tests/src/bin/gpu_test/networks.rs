@@ -20,14 +20,13 @@ use turbo_tests::family::{rel, wide};
 use turbo_tests::gpu::{ACTIVATION, Gpu};
 use turbo_trt::{DeviceBuffer, Progress, Stream};
 
+use crate::Cli;
 use crate::random;
 use crate::report::Report;
 
 /// Runs of a forward that are timed, after one that is not; fewer once they take so many milliseconds.
 const RUNS: usize = 5;
 const ENOUGH: f32 = 3000.0;
-/// How long TensorRT looks for fast kernels, as turbo-compile has it.
-const LEVEL: u8 = 3;
 /// Most seconds to load and refit the smaller network's plan, and host memory of it as a multiple of the weights.
 const REFIT: f64 = 2.0;
 const REFIT_MEMORY: f64 = 1.1;
@@ -49,7 +48,7 @@ impl Weights for Any {
         let (stem, leaf) = name.rsplit_once('.')?;
         let matrix = |n: usize, k: usize| match leaf {
             "weight" => Some((DType::Bf16, vec![n, k])),
-            "int8_weight" => Some((DType::I8, vec![n, k])),
+            "int8_weight" | "fp8_weight" => Some((DType::I8, vec![n, k])),
             "scale" => Some((DType::F32, vec![n.div_ceil(128), k.div_ceil(128)])),
             "bias" => Some((DType::F32, vec![n])),
             _ => None,
@@ -77,8 +76,8 @@ impl Weights for Any {
     }
 }
 
-/// A named network: `1.3b-480p-w8a8` (W8A8 linears and SageSLA), `14b-720p-bf16` (bf16 linears and dense attention),
-/// `14b-720p-sagesla` (bf16 linears and SageSLA); `-block` for one block against the CPU.
+/// A named network: `1.3b-480p-w8a8` (INT8 linears and SageSLA), `1.3b-480p-fp8` (FP8 linears and SageSLA),
+/// `14b-720p-bf16` (bf16 linears and dense attention), `14b-720p-sagesla` (bf16 linears and SageSLA); `-block` for one block against the CPU.
 struct Network {
     config: Config,
     recipe: Recipe,
@@ -104,6 +103,7 @@ impl Network {
         };
         let recipe = match parts.next()? {
             "w8a8" => Recipe::default(),
+            "fp8" => Recipe { linear: Linear::Fp8, ..Recipe::default() },
             "bf16" => Recipe { attention: Attention::Dense, linear: Linear::Bf16, ..Recipe::default() },
             "sagesla" => Recipe { linear: Linear::Bf16, ..Recipe::default() },
             _ => return None,
@@ -153,16 +153,18 @@ impl Network {
 }
 
 /// Builds, and runs unless only plans are wanted. `scratch` keeps weights and plans, so that a later call goes on.
-pub fn run(gpu: &Gpu, report: &mut Report, name: &str, scratch: &Path, only_build: bool) {
+pub fn run(gpu: &Gpu, cli: &Cli, report: &mut Report, name: &str, scratch: &Path) {
     let result = match Network::named(name) {
         None => Err(anyhow::anyhow!("there is no network of this name")),
         Some(network) if network.block => block(gpu, report, name, &network, scratch),
-        Some(network) => plan(gpu, report, name, &network, scratch).and_then(|files| match only_build {
-            true => Ok(()),
-            false => whole(gpu, report, name, &files),
-        }),
+        Some(network) => {
+            plan(gpu, cli.effort, report, name, &network, scratch).and_then(|files| match cli.only_build {
+                true => Ok(()),
+                false => whole(gpu, report, name, &files),
+            })
+        }
     };
-    let what = if only_build { "builds" } else { "runs" };
+    let what = if cli.only_build { "builds" } else { "runs" };
     report.case("network", &format!("{name} {what}"), 0.0, || result.map(|()| 0.0));
 }
 
@@ -176,7 +178,14 @@ struct Files {
 }
 
 /// Builds a whole denoiser, or takes its plans from `scratch`.
-fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: &Path) -> Result<Files> {
+fn plan(
+    gpu: &Gpu,
+    level: u8,
+    report: &mut Report,
+    name: &str,
+    network: &Network,
+    scratch: &Path,
+) -> Result<Files> {
     let any = Any { config: network.config.clone() };
     let graph = network.graph(&any, ACTIVATION)?;
     // The same for all sizes.
@@ -198,7 +207,7 @@ fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: 
                 forget_peak();
                 let before = memory("VmRSS:");
                 let start = Instant::now();
-                let plan = gpu.plan(graph, Some(&weights), (true, LEVEL), &|said| phases.note(&said))?;
+                let plan = gpu.plan(graph, Some(&weights), (true, level), &|said| phases.note(&said))?;
                 seconds += start.elapsed().as_secs_f64();
                 bytes += plan.len() as u64;
                 peak = peak.max(memory("VmHWM:").saturating_sub(before));
@@ -209,6 +218,7 @@ fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: 
         parts.push((plan, constants(graph)?));
     }
     if bytes > 0 {
+        figure("effort", f64::from(level), "");
         figure("weights", megabytes(std::fs::metadata(&weights)?.len()), "MB");
         figure("plans that it is split into", graphs.len() as f64, "");
         figure("build, stripped", seconds, "s");
@@ -222,7 +232,7 @@ fn plan(gpu: &Gpu, report: &mut Report, name: &str, network: &Network, scratch: 
     let mut whole = std::fs::read(&kept).ok();
     if whole.is_none() && network.small() {
         let start = Instant::now();
-        let built = gpu.plan(&graph, Some(&weights), (false, LEVEL), &|_| ())?;
+        let built = gpu.plan(&graph, Some(&weights), (false, level), &|_| ())?;
         figure("build, whole, after it", start.elapsed().as_secs_f64(), "s");
         figure("plan, whole", megabytes(built.len() as u64), "MB");
         keep(&kept, &built)?;

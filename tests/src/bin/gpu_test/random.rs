@@ -7,6 +7,7 @@ use anyhow::Result;
 use safetensors::{Dtype, tensor::TensorView};
 use turbo_graph::{DType, Graph, Payload};
 use turbo_ops::Rng;
+use turbo_ops::common::quant::Format;
 use turbo_pipeline::tensorrt::Stage;
 use turbo_trt::Stream;
 
@@ -72,6 +73,12 @@ impl safetensors::View for Repeated {
     }
 }
 
+/// Random bytes that are numbers. Those of E4M3 are a third larger than INT8's, which the scales need not know.
+fn bytes(rng: &mut Rng, format: Format, count: usize) -> Vec<u8> {
+    let byte = |bits: u64| if format.value(bits as i8).is_nan() { 0 } else { bits as u8 };
+    (0..count).map(|_| byte(rng.bits())).collect()
+}
+
 /// Writes random weights of a graph to a safetensors file, of a size that keeps activations near one. All but scales
 /// are values of bf16.
 pub fn weights(graph: &Graph, to: &Path) -> Result<()> {
@@ -89,7 +96,10 @@ pub fn weights(graph: &Graph, to: &Path) -> Result<()> {
         };
         let f32s = |values: Vec<half::bf16>| values.iter().flat_map(|v| v.to_f32().to_le_bytes()).collect();
         let (dtype, pattern): (Dtype, Vec<u8>) = match graph.dtype(initializer.value) {
-            DType::I8 => (Dtype::I8, (0..count.min(PATTERN)).map(|_| rng.bits() as u8).collect()),
+            DType::I8 => {
+                let format = if name.ends_with("fp8_weight") { Format::E4m3 } else { Format::Int8 };
+                (Dtype::I8, bytes(&mut rng, format, count.min(PATTERN)))
+            }
             DType::F32 if name.ends_with(".scale") => {
                 let scale = 1.0 / (74.0 * (columns * 128.0).sqrt());
                 (Dtype::F32, scale.to_le_bytes().to_vec())
