@@ -235,6 +235,7 @@ int32_t turbo_kernels_describe(turbo_kernels_device* device, char* error, size_t
         device->major = properties.major;
         device->minor = properties.minor;
         device->multiprocessors = properties.multiProcessorCount;
+        check(cudaDeviceGetAttribute(&device->clock, cudaDevAttrClockRate, 0), "asking for the clock");
         device->memory = properties.totalGlobalMem;
         device->l2 = static_cast<uint64_t>(properties.l2CacheSize);
         check(cudaDriverGetVersion(&device->driver), "asking for the driver's version");

@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a function or structure below changes. */
-#define TURBO_KERNELS_ABI 1
+#define TURBO_KERNELS_ABI 2
 
 /* Element types, as `turbo::DType` numbers them. */
 enum {
@@ -34,6 +34,7 @@ typedef struct {
     int32_t major; /* compute capability */
     int32_t minor;
     int32_t multiprocessors;
+    int32_t clock; /* the highest of the multiprocessors, in kHz */
     int32_t driver; /* newest CUDA version that the driver takes, and the runtime's: 1000 major + 10 minor */
     int32_t runtime;
     uint64_t memory; /* bytes */

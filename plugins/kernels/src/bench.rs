@@ -9,6 +9,7 @@ use turbo_ops::{Attrs, Case, Dims, Op, Rng, TensorDef, find};
 
 use crate::check::{arguments, input_shapes, output_shapes};
 use crate::elements::{Element, attrs_for};
+use crate::floor::{Ceilings, Work};
 use crate::library::Library;
 use crate::memory::Block;
 use crate::node::{Call, Node};
@@ -42,8 +43,8 @@ struct Bench {
     model: &'static str,
     form: String,
     case: Case,
-    /// Multiplications and additions; none for what memory alone bounds.
-    operations: Option<f64>,
+    /// What it has to do, but for its bytes.
+    work: Work,
 }
 
 /// What was measured.
@@ -57,9 +58,9 @@ pub struct Timing {
 struct Figures {
     /// Microseconds, ascending.
     times: Vec<f32>,
-    operations: Option<f64>,
-    /// Bytes of inputs and outputs.
-    traffic: usize,
+    work: Work,
+    /// Seconds that the work takes at least, where that is known.
+    floor: Option<f64>,
     workspace: usize,
 }
 
@@ -76,7 +77,12 @@ impl Timing {
             Ok(figures) => {
                 let (rate, unit) = figures.rate();
                 let workspace = figures.workspace as f64 / f64::from(1 << 20);
-                format!("{head} {:>11.1} us {rate:>8.1} {unit} {workspace:>8.1} MiB", figures.median())
+                let share =
+                    figures.share().map_or("-".to_string(), |share| format!("{:.0} %", 100.0 * share));
+                let median = figures.median();
+                format!(
+                    "{head} {median:>11.1} us {rate:>8.1} {unit} {share:>6} of the floor {workspace:>8.1} MiB"
+                )
             }
             Err(error) => format!("{head} FAILED {error:#}"),
         }
@@ -93,6 +99,8 @@ impl Timing {
                 value["max_us"] = json!(figures.times.last());
                 value["rate"] = json!(rate);
                 value["unit"] = json!(unit);
+                value["floor_us"] = json!(figures.floor.map(|floor| floor * 1e6));
+                value["share_of_floor"] = json!(figures.share());
                 value["workspace_bytes"] = json!(figures.workspace);
             }
             Err(error) => value["error"] = json!(format!("{error:#}")),
@@ -108,10 +116,15 @@ impl Figures {
 
     fn rate(&self) -> (f64, &'static str) {
         let seconds = f64::from(self.median()) * 1e-6;
-        match self.operations {
-            Some(operations) => (operations / seconds * 1e-12, "TOPS"),
-            None => (self.traffic as f64 / seconds * 1e-9, "GB/s"),
+        match self.work.operations() {
+            0.0 => (self.work.bytes / seconds * 1e-9, "GB/s"),
+            operations => (operations / seconds * 1e-12, "TOPS"),
         }
+    }
+
+    /// How much of the time the least possible one is.
+    fn share(&self) -> Option<f64> {
+        Some(self.floor? / (f64::from(self.median()) * 1e-6))
     }
 }
 
@@ -120,9 +133,10 @@ impl Figures {
 /// # Errors
 /// The device is lost.
 pub fn run(library: &Library, op: Option<&str>, mut report: impl FnMut(&Timing)) -> Result<Vec<Timing>> {
+    let ceilings = Ceilings::measure(library)?;
     let mut timings = Vec::new();
     for bench in MODELS.iter().flat_map(benches).filter(|bench| op.is_none_or(|name| name == bench.op.name)) {
-        let result = time(library, &bench);
+        let result = time(library, &ceilings, &bench);
         let timing = Timing { op: bench.op.name, model: bench.model, form: bench.form, result };
         report(&timing);
         if !timing.ok() {
@@ -137,72 +151,97 @@ pub fn run(library: &Library, op: Option<&str>, mut report: impl FnMut(&Timing))
 fn benches(model: &Model) -> Vec<Bench> {
     let &Model { name, tokens: l, width: c, heads, ffn } = model;
     let mut all = Vec::new();
-    let mut add =
-        |op: &str, form: &str, attrs: Attrs, axes: &[(&'static str, usize)], operations: Option<f64>| {
-            let case = Case { name: form.to_string(), attrs, dims: Dims::of(axes), seed: 1, tol: Vec::new() };
-            if let Some(op) = find(op) {
-                all.push(Bench { op, model: name, form: form.to_string(), case, operations });
-            }
-        };
+    let mut add = |op: &str, form: &str, attrs: Attrs, axes: &[(&'static str, usize)], work: Work| {
+        let case = Case { name: form.to_string(), attrs, dims: Dims::of(axes), seed: 1, tol: Vec::new() };
+        if let Some(op) = find(op) {
+            all.push(Bench { op, model: name, form: form.to_string(), case, work });
+        }
+    };
     let tokens = [("m", l), ("c", c)];
     let and = |more: &[(&'static str, usize)]| [&tokens, more].concat();
     let kind = |kind: &str| Attrs::new().choice("kind", kind).float("eps", 1e-6);
     let with_heads = Attrs::new().int("batch", 1).int("heads", heads);
     for word in ["layer", "rms"] {
-        add("TurboNorm", word, kind(word), &and(&[("g", 1)]), None);
+        add("TurboNorm", word, kind(word), &and(&[("g", 1)]), Work::default());
     }
     for format in FORMATS {
         let attrs = kind("layer").choice(FORMAT.name, format);
-        add("TurboNormQuantize", &format!("layer {format}"), attrs, &and(&[("g", 1)]), None);
+        add("TurboNormQuantize", &format!("layer {format}"), attrs, &and(&[("g", 1)]), Work::default());
     }
-    add("TurboNormRope", "", Attrs::new().int("heads", heads).float("eps", 1e-6), &and(&[("l", l)]), None);
+    add(
+        "TurboNormRope",
+        "",
+        Attrs::new().int("heads", heads).float("eps", 1e-6),
+        &and(&[("l", l)]),
+        Work::default(),
+    );
     for (format, k) in FORMATS.into_iter().flat_map(|format| [(format, c), (format, ffn)]) {
         let attrs = Attrs::new().choice(FORMAT.name, format);
-        add("TurboQuantize", &format!("k={k} {format}"), attrs, &[("m", l), ("k", k)], None);
+        add("TurboQuantize", &format!("k={k} {format}"), attrs, &[("m", l), ("k", k)], Work::default());
     }
     let linear = |n: usize, k: usize| {
         let axes = vec![("m", l), ("n", n), ("k", k), ("g", 1)];
-        (format!("n={n} k={k}"), axes, Some(2.0 * (l * n * k) as f64))
+        (format!("n={n} k={k}"), axes, Work { eight: 2.0 * (l * n * k) as f64, ..Work::default() })
     };
     for format in FORMATS {
         let plain = Attrs::new().choice(FORMAT.name, format);
         let [none, gelu] = ["none", "gelu_tanh"].map(|word| plain.clone().choice("activation", word));
-        let (form, axes, operations) = linear(c, c);
+        let (form, axes, work) = linear(c, c);
         let form = format!("{form} {format}");
-        add("TurboW8A8Linear", &form, none.choice("dtype", "bf16"), &axes, operations);
-        add("TurboW8A8LinearResidual", &form, plain.clone(), &axes, operations);
-        let (form, axes, operations) = linear(ffn, c);
+        add("TurboW8A8Linear", &form, none.choice("dtype", "bf16"), &axes, work);
+        add("TurboW8A8LinearResidual", &form, plain.clone(), &axes, work);
+        let (form, axes, work) = linear(ffn, c);
         let form = format!("{form} {format} gelu");
-        add("TurboW8A8Linear", &form, gelu.clone().choice("dtype", "bf16"), &axes, operations);
-        add("TurboW8A8LinearQuantize", &form, gelu, &axes, operations);
-        let (form, axes, operations) = linear(c, ffn);
-        add("TurboW8A8LinearResidual", &format!("{form} {format}"), plain, &axes, operations);
+        add("TurboW8A8Linear", &form, gelu.clone().choice("dtype", "bf16"), &axes, work);
+        add("TurboW8A8LinearQuantize", &form, gelu, &axes, work);
+        let (form, axes, work) = linear(c, ffn);
+        add("TurboW8A8LinearResidual", &format!("{form} {format}"), plain, &axes, work);
     }
 
-    let dense = |keys: usize| Some(4.0 * (l * keys * c) as f64);
+    // Products of queries and keys, and as many of probabilities and values.
+    let half = |keys: usize| 2.0 * (l * keys * c) as f64;
+    let exact = |keys: usize| Work { sixteen: 2.0 * half(keys), ..Work::default() };
+    let sage = |keys: usize, pv: &str| match pv {
+        "fp8" => Work { eight: 2.0 * half(keys), ..Work::default() },
+        _ => Work { eight: half(keys), sixteen: half(keys), ..Work::default() },
+    };
     // Features times values, queries times that, and the projection.
-    let linear_branch = 6.0 * (l * c * (c / heads)) as f64;
+    let with_linear =
+        |work: Work| Work { sixteen: work.sixteen + 6.0 * (l * c * (c / heads)) as f64, ..work };
     for [block_q, block_k] in [[128, 64], [64, 128]] {
         let tiling = format!("{block_q}x{block_k}");
         let tiled = with_heads.clone().int("block_q", block_q).int("block_k", block_k);
         let keep = (l.div_ceil(block_k) / 10).max(1);
-        let sparse = dense(keep * block_k).map(|operations| operations + linear_branch);
-        add("TurboBlockMap", &format!("{tiling} top 0.1"), tiled.clone().int("keep", keep), &tokens, None);
-        add("TurboSla", &format!("{tiling} top 0.1"), tiled.clone(), &and(&[("keep", keep)]), sparse);
+        let kept = keep * block_k;
+        add(
+            "TurboBlockMap",
+            &format!("{tiling} top 0.1"),
+            tiled.clone().int("keep", keep),
+            &tokens,
+            Work::default(),
+        );
+        add(
+            "TurboSla",
+            &format!("{tiling} top 0.1"),
+            tiled.clone(),
+            &and(&[("keep", keep)]),
+            with_linear(exact(kept)),
+        );
         for pv in ["fp8", "f16"] {
             let attrs = tiled.clone().choice("pv", pv);
             let form = format!("{tiling} {pv}");
+            let sparse = with_linear(sage(kept, pv));
             add("TurboSageSla", &format!("{form} top 0.1"), attrs.clone(), &and(&[("keep", keep)]), sparse);
-            add("TurboSageAttention", &form, attrs, &and(&[("n", l)]), dense(l));
+            add("TurboSageAttention", &form, attrs, &and(&[("n", l)]), sage(l, pv));
         }
     }
-    add("TurboAttention", "self", with_heads.clone(), &and(&[("n", l)]), dense(l));
-    add("TurboAttention", "cross", with_heads, &and(&[("n", PROMPT)]), dense(PROMPT));
+    add("TurboAttention", "self", with_heads.clone(), &and(&[("n", l)]), exact(l));
+    add("TurboAttention", "cross", with_heads, &and(&[("n", PROMPT)]), exact(PROMPT));
     all
 }
 
-fn time(library: &Library, bench: &Bench) -> Result<Figures> {
-    let Bench { op, case, operations, .. } = bench;
+fn time(library: &Library, ceilings: &Ceilings, bench: &Bench) -> Result<Figures> {
+    let Bench { op, case, work, .. } = bench;
     let activation = Element::Bf16;
     let in_shapes = input_shapes(op, case)?;
     let attrs = attrs_for(op, &case.attrs, activation);
@@ -238,8 +277,9 @@ fn time(library: &Library, bench: &Bench) -> Result<Figures> {
     )?;
     let mut times = node.time(&call, RUNS)?;
     times.sort_by(f32::total_cmp);
-    let traffic = inputs.iter().chain(&outputs).map(Block::bytes).sum();
-    Ok(Figures { times, operations: *operations, traffic, workspace: needed })
+    let bytes: usize = inputs.iter().chain(&outputs).map(Block::bytes).sum();
+    let work = Work { bytes: bytes as f64, ..*work };
+    Ok(Figures { times, work, floor: ceilings.floor(&work), workspace: needed })
 }
 
 /// Random elements: normal activations, small positive f32 (scales, weights), any byte that is a number.

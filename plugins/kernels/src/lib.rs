@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod check;
 pub mod elements;
+pub mod floor;
 pub mod library;
 pub mod memory;
 pub mod model_cases;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 /// `TURBO_KERNELS_ABI` of the header that this file follows.
-const ABI: i32 = 1;
+const ABI: i32 = 2;
 const FILE: &str = "libturbo_kernels.so";
 /// Bytes of an error's text.
 const CAPACITY: usize = 1024;
@@ -39,6 +39,7 @@ struct RawDevice {
     major: i32,
     minor: i32,
     multiprocessors: i32,
+    clock: i32,
     driver: i32,
     runtime: i32,
     memory: u64,
@@ -54,6 +55,8 @@ pub struct Device {
     pub capability: (i32, i32),
     /// Streaming multiprocessors.
     pub multiprocessors: i32,
+    /// Their highest clock, in kHz.
+    pub clock: i32,
     /// Newest CUDA version that the driver takes.
     pub driver: String,
     /// Version of the CUDA runtime.
@@ -169,6 +172,7 @@ impl Library {
             major: 0,
             minor: 0,
             multiprocessors: 0,
+            clock: 0,
             driver: 0,
             runtime: 0,
             memory: 0,
@@ -181,6 +185,7 @@ impl Library {
             name: until_nul(&raw.name),
             capability: (raw.major, raw.minor),
             multiprocessors: raw.multiprocessors,
+            clock: raw.clock,
             driver: version(raw.driver),
             runtime: version(raw.runtime),
             memory: raw.memory,

@@ -77,6 +77,19 @@ impl<'a> Block<'a> {
         self.write(bytes, self.at(0))
     }
 
+    /// Copies another block of the same size.
+    ///
+    /// # Errors
+    /// Another size; the device's.
+    pub fn copy_from(&self, other: &Block<'_>) -> Result<()> {
+        if other.bytes != self.bytes {
+            bail!("{} bytes for a block of {}", other.bytes, self.bytes);
+        }
+        // SAFETY: both ranges are within their allocations.
+        self.library
+            .call(|f, text, size| unsafe { (f.copy)(self.at(0), other.at(0), self.bytes, text, size) })
+    }
+
     /// All bytes.
     ///
     /// # Errors

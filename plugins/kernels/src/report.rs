@@ -113,6 +113,7 @@ pub fn device_json(device: &Device) -> Value {
         "name": device.name,
         "compute_capability": format!("{}.{}", device.capability.0, device.capability.1),
         "multiprocessors": device.multiprocessors,
+        "clock_khz": device.clock,
         "memory": device.memory,
         "l2": device.l2,
         "driver": device.driver,
