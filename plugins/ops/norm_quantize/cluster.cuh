@@ -5,6 +5,7 @@
 #include "../common/cuda/mma_s8.cuh"
 #include "../common/cuda/norm.cuh"
 #include "../common/cuda/quant.cuh"
+#include "../common/cuda/shared.cuh"
 
 namespace turbo::norm_quantize {
 
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kThreads) kernel(Arguments a, int32_t held) {
     for (int32_t row = warp; row < mine; row += kWarps) {
         for (int32_t column = lane * kWide<T>; column < a.width; column += kWarp * kWide<T>) {
             int32_t const at = row * a.width + column;
-            w8a8::copyAsync16(w8a8::sharedAddress(rows + at), from + at, true);
+            w8a8::copyAsync16(sharedAddress(rows + at), from + at, true);
         }
     }
     w8a8::commitCopies();
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) kernel(Arguments a, int32_t held) {
     for (int32_t block = threadIdx.x; block < blocks; block += kThreads) {
         uint32_t top = 0;
         for (uint32_t cta = 0; cta < ctas; ++cta) {
-            top = max(top, loadFrom(w8a8::sharedAddress(&greatest[block]), cta));
+            top = max(top, loadFrom(sharedAddress(&greatest[block]), cta));
         }
         float const amax = __uint_as_float(top);
         factors[block] = __fdiv_rn(kTop<kFormat>, amax);

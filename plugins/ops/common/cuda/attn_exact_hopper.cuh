@@ -7,6 +7,7 @@
 
 #include "attn_linear.cuh"
 #include "hopper.cuh"
+#include "shared.cuh"
 
 namespace turbo::attn::wgmma {
 
@@ -32,11 +33,10 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
                 T* o, Kept kept, int32_t blockQ, int32_t blockK, Linear<T> linear) {
 #if TURBO_HOPPER
     extern __shared__ uint8_t memory[];
-    auto const address = [](void const* x) { return static_cast<uint32_t>(__cvta_generic_to_shared(x)); };
-    auto& shared = *reinterpret_cast<ExactShared*>(memory + -address(memory) % hopper::kAlignment);
+    auto& shared = *reinterpret_cast<ExactShared*>(memory + -sharedAddress(memory) % hopper::kAlignment);
     bool const leads = threadIdx.x == 0;
     if (leads) {
-        for (uint64_t& barrier : shared.full) hopper::initBarrier(address(&barrier), 1);
+        for (uint64_t& barrier : shared.full) hopper::initBarrier(sharedAddress(&barrier), 1);
         hopper::publishBarriers();
     }
     __syncthreads();
@@ -44,12 +44,12 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
     int32_t const batch = static_cast<int32_t>(blockIdx.z), column = static_cast<int32_t>(blockIdx.y) * 2 * kHeadDim;
     auto const fetch = [&](int32_t stage, int32_t tile) {
         if (!leads || tile < 0) return;
-        uint32_t const full = address(&shared.full[stage]);
+        uint32_t const full = sharedAddress(&shared.full[stage]);
         hopper::expectBytes(full, 2 * kBoxes * kBoxBytes);
         for (int32_t box = 0; box < kBoxes; ++box) {
             int32_t const at = column + box * hopper::kRow;
-            hopper::copyBox(address(shared.stages[stage].keys[box]), k, full, at, tile * kExactKeys, batch);
-            hopper::copyBox(address(shared.stages[stage].values[box]), v, full, at, tile * kExactKeys, batch);
+            hopper::copyBox(sharedAddress(shared.stages[stage].keys[box]), k, full, at, tile * kExactKeys, batch);
+            hopper::copyBox(sharedAddress(shared.stages[stage].values[box]), v, full, at, tile * kExactKeys, batch);
         }
     };
     KeyTiles<kExactKeys> tiles(kept, blockK, shape.s, blockIdx.x * kExactQueries / blockQ, ceilDiv(shape.l, blockQ));
@@ -65,14 +65,14 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
     hopper::Ring<kExactStages> ring;
     while (tile >= 0) {
         auto const& stage = shared.stages[ring.stage];
-        hopper::wait(address(&shared.full[ring.stage]), ring.parity);
+        hopper::wait(sharedAddress(&shared.full[ring.stage]), ring.parity);
         float scores[kExactKeys / 8][4];
         auto& sums = reinterpret_cast<float(&)[kExactKeys / 2]>(scores);
         hopper::beginProducts();
 #pragma unroll
         for (int step = 0; step < kHeadDim / 16; ++step) {
             constexpr int kBoxSteps = kBoxChannels / 16;
-            uint64_t const keys = hopper::describe(address(stage.keys[step / kBoxSteps]));
+            uint64_t const keys = hopper::describe(sharedAddress(stage.keys[step / kBoxSteps]));
             hopper::multiply(T{}, sums, queries[step], keys + step % kBoxSteps * hopper::kNextK, step > 0);
         }
         hopper::commitProducts();
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
         uint32_t p[kExactKeys / 16][4];
 #pragma unroll
         for (int step = 0; step < kExactKeys / 16; ++step) packProbabilities<T>(p[step], scores, step);
-        uint64_t const values = hopper::describeColumns(address(stage.values), kBoxBytes);
+        uint64_t const values = hopper::describeColumns(sharedAddress(stage.values), kBoxBytes);
         hopper::settle(p);
         hopper::settle(out);
         hopper::beginProducts();

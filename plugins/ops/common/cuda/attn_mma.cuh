@@ -68,10 +68,7 @@ __device__ inline void mma<__nv_bfloat16>(float (&c)[4], uint32_t const (&a)[4],
 
 template <>
 __device__ inline void mma<__half>(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    mmaHalf(c, a, b0, b1);
 }
 
 // c += a b of INT8, depth 32.

@@ -8,6 +8,7 @@
 
 #include "attn_sage_pack.cuh"
 #include "hopper.cuh"
+#include "shared.cuh"
 
 namespace turbo::attn::wgmma {
 
@@ -31,11 +32,10 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
 #if TURBO_HOPPER
     constexpr int kTiles = kBlock / 8, kSteps = kBlock / 32, kBytes = Shared<kBlock>::kBytes;
     extern __shared__ uint8_t memory[];
-    auto const address = [](void const* x) { return static_cast<uint32_t>(__cvta_generic_to_shared(x)); };
-    auto& shared = *reinterpret_cast<Shared<kBlock>*>(memory + -address(memory) % hopper::kAlignment);
+    auto& shared = *reinterpret_cast<Shared<kBlock>*>(memory + -sharedAddress(memory) % hopper::kAlignment);
     bool const leads = threadIdx.x == 0;
     if (leads) {
-        for (uint64_t& barrier : shared.full) hopper::initBarrier(address(&barrier), 1);
+        for (uint64_t& barrier : shared.full) hopper::initBarrier(sharedAddress(&barrier), 1);
         hopper::publishBarriers();
     }
     __syncthreads();
@@ -44,12 +44,12 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
     int64_t const firstBlock = (int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * ceilDiv(shape.s, kBlock);
     auto const fetch = [&](int32_t stage, int32_t tile) {
         if (!leads || tile < 0) return;
-        uint32_t const full = address(&shared.full[stage]);
+        uint32_t const full = sharedAddress(&shared.full[stage]);
         hopper::expectBytes(full, 2 * kBytes);
         auto const* const keys = reinterpret_cast<uint8_t const*>(packed.keys) + (firstBlock + tile) * kBytes;
         auto const* const values = reinterpret_cast<uint8_t const*>(packed.values) + (firstBlock + tile) * kBytes;
-        hopper::copyBytes(address(shared.stages[stage].keys), keys, kBytes, full);
-        hopper::copyBytes(address(shared.stages[stage].values), values, kBytes, full);
+        hopper::copyBytes(sharedAddress(shared.stages[stage].keys), keys, kBytes, full);
+        hopper::copyBytes(sharedAddress(shared.stages[stage].values), values, kBytes, full);
     };
     KeyTiles<kBlock> tiles(kept, kBlock, shape.s, blockIdx.x * kQueries / blockQ, ceilDiv(shape.l, blockQ));
     int32_t tile = tiles.next(), next = tiles.next();
@@ -78,9 +78,9 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
     while (tile >= 0) {
         float const factor = unit * packed.scales[firstBlock + tile];
         auto const& stage = shared.stages[ring.stage];
-        uint64_t const keys = hopper::describe(address(stage.keys));
-        uint64_t const values = hopper::describe<kBlock>(address(stage.values));
-        hopper::wait(address(&shared.full[ring.stage]), ring.parity);
+        uint64_t const keys = hopper::describe(sharedAddress(stage.keys));
+        uint64_t const values = hopper::describe<kBlock>(sharedAddress(stage.values));
+        hopper::wait(sharedAddress(&shared.full[ring.stage]), ring.parity);
 
         int32_t products[kTiles * 4];
         hopper::beginProducts();

@@ -8,6 +8,14 @@
 
 namespace turbo {
 
+// c += a b of f16, depth 16.
+__device__ inline void mmaHalf(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 #if __CUDA_ARCH__ >= 890
 
 // Four floats as E4M3, rounded to nearest even and saturated, the first in the lowest byte.
@@ -52,14 +60,6 @@ __device__ inline uint32_t widenE4m3(uint32_t x, bool high) {
     bits |= __vcmpeq2(bits & 0x3f803f80u, 0x3f803f80u) & 0x7c007c00u;
     __half2 const y = __hmul2(*reinterpret_cast<__half2 const*>(&bits), __float2half2_rn(256.0f));
     return *reinterpret_cast<uint32_t const*>(&y);
-}
-
-// c += a b of f16, depth 16.
-__device__ inline void mmaHalf(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ inline void mmaE4m3(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {

@@ -11,12 +11,9 @@
 
 #include <cstdint>
 
-namespace turbo::w8a8 {
+#include "shared.cuh"
 
-// The address that the instructions below know shared memory by.
-__device__ __forceinline__ uint32_t sharedAddress(void const* pointer) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace turbo::w8a8 {
 
 // Writes 16 bytes to shared memory, at an address aligned to 16.
 __device__ __forceinline__ void storeShared16(uint32_t shared, uint32_t const (&from)[4]) {

@@ -7,13 +7,10 @@ use super::{Bencher, GpuMemory, Subject};
 use crate::RunError;
 use crate::backend::Tensor;
 use crate::run::Run;
-use crate::tensorrt::{Stage, TensorRt};
+use crate::tensorrt::{Stage, TensorRt, layer_op};
 
 /// Bytes that are written between two runs: more than any GPU's L2 cache holds, so that a run finds nothing in it.
 const FLUSH: usize = 256 << 20;
-
-/// What layers of TensorRT's own are called together.
-const OWN: &str = "TensorRT's own";
 
 struct TensorRtSubject {
     stage: Stage,
@@ -95,7 +92,10 @@ impl Subject for TensorRtSubject {
 
     fn layers(&mut self) -> Result<Vec<(String, f64)>, RunError> {
         let layers = self.stage.profile(&self.stream)?;
-        Ok(layers.iter().map(|layer| (op(&layer.layer).to_string(), f64::from(layer.milliseconds))).collect())
+        Ok(layers
+            .iter()
+            .map(|layer| (layer_op(&layer.layer).to_string(), f64::from(layer.milliseconds)))
+            .collect())
     }
 
     fn memory(&self) -> Option<GpuMemory> {
@@ -105,23 +105,4 @@ impl Subject for TensorRtSubject {
 
 fn narrowed<T>(values: &Tensor, narrow: impl Fn(f32) -> T) -> Vec<T> {
     values.as_f32().iter().map(|&value| narrow(value)).collect()
-}
-
-/// The op of a layer: `TurboSla` of `blocks.3.self_attn.TurboSla#`, and TensorRT's own layers together.
-fn op(layer: &str) -> &str {
-    let Some((_, name)) = layer.find("Turbo").map(|at| layer.split_at(at)) else { return OWN };
-    name.split(|c: char| !c.is_alphanumeric()).next().unwrap_or(OWN)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_layer_is_named_by_its_op() {
-        assert_eq!(op("blocks.3.self_attn.TurboSla#"), "TurboSla");
-        assert_eq!(op("TurboW8A8Linear_12"), "TurboW8A8Linear");
-        assert_eq!(op("{ForeignNode[blocks.0.Add...blocks.0.Mul]}"), OWN);
-        assert_eq!(op(""), OWN);
-    }
 }

@@ -7,6 +7,7 @@
 //! engine file says what each stage needs at its peak; a run that would not fit is refused before anything is loaded.
 
 mod executor;
+mod layers;
 mod stage;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use turbo_trt::{DeviceBuffer, Gpu, Library, MemoryInfo, Places, Runtime, Shim};
 
 use crate::RunError;
 pub(crate) use executor::TensorRt;
+pub use layers::{OWN, layer_op};
 pub use stage::Stage;
 
 /// A GPU and the TensorRT that runs on it.

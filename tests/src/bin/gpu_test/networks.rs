@@ -15,7 +15,7 @@ use turbo_graph::{DType, Graph};
 use turbo_models::dit::{self, Attention, Config, LatentSize, Linear, Recipe};
 use turbo_models::{Params, Weights};
 use turbo_pipeline::backend::{self, Options, Session, Tensor};
-use turbo_pipeline::tensorrt::Stage;
+use turbo_pipeline::tensorrt::{OWN, Stage, layer_op};
 use turbo_tests::family::{rel, wide};
 use turbo_tests::gpu::{ACTIVATION, Gpu};
 use turbo_trt::{DeviceBuffer, Progress, Stream};
@@ -33,7 +33,7 @@ const REFIT_MEMORY: f64 = 1.1;
 
 /// Most relative L2 between the plan that was refitted and the one that was built with its weights. They are two builds:
 /// TensorRT folds and rounds otherwise, and what bf16 rounds otherwise may fall on another INT8 value or another block
-/// of the map in each of thirty blocks. Without its weights, or with others, a plan is off by about one. The bound is
+/// of the map in every block. Without its weights, or with others, a plan is off by about one. The bound is
 /// the golden one of the INT8 network in bf16.
 const SAME: f64 = 3e-2;
 
@@ -374,11 +374,11 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()
     let mut own: Vec<(String, f64)> = Vec::new();
     for stage in &mut chain.stages {
         for layer in stage.profile(&stream)? {
-            let (kind, milliseconds) = (kind(&layer.layer), f64::from(layer.milliseconds));
+            let (kind, milliseconds) = (layer_op(&layer.layer), f64::from(layer.milliseconds));
             if kind == OWN {
                 own.push((layer.layer.chars().take(NAME).collect(), milliseconds));
             }
-            *kinds.entry(kind).or_default() += milliseconds;
+            *kinds.entry(kind.to_string()).or_default() += milliseconds;
         }
     }
     for (layer, milliseconds) in longest(kinds.into_iter().collect(), 12) {
@@ -397,8 +397,7 @@ fn longest(mut layers: Vec<(String, f64)>, count: usize) -> Vec<(String, f64)> {
     layers
 }
 
-/// What layers of TensorRT's own are called together, and the most that is shown of one's name.
-const OWN: &str = "TensorRT's own";
+/// The most that is shown of a layer's name.
 const NAME: usize = 120;
 
 /// Standard deviation.
@@ -417,14 +416,6 @@ fn map(path: &Path) -> Result<memmap2::Mmap> {
     let file = std::fs::File::open(path)?;
     // SAFETY: this program wrote the file and does not change it.
     Ok(unsafe { memmap2::Mmap::map(&file) }?)
-}
-
-/// The op of a layer: `TurboSla` of `blocks.3.self_attn.TurboSla#`, and TensorRT's own layers together.
-fn kind(layer: &str) -> String {
-    match layer.find("Turbo") {
-        Some(at) => layer[at..].chars().take_while(|c| c.is_alphanumeric()).collect(),
-        None => OWN.to_string(),
-    }
 }
 
 /// One block against the CPU kernels over the same weights.
