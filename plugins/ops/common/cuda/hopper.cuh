@@ -308,8 +308,8 @@ __device__ __forceinline__ void syncWarpgroup(int32_t warpgroup) {
 
 #endif  // TURBO_HOPPER
 
-// The current device, and whether kernels for sm_90a are to run on it: they were compiled, and TURBO_KERNELS=hopper
-// asks for them.
+// The current device, and whether kernels for sm_90a are to run on it: they were compiled, and TURBO_KERNELS=portable
+// does not ask for the others.
 struct Device {
     bool isHopper = false;
     int32_t multiprocessors = 0;
@@ -319,11 +319,11 @@ struct Device {
 inline cudaError_t describeDevice(Device& device) {
     device = {};
 #ifdef TURBO_SM90A
-    static bool const wanted = [] {
+    static bool const portable = [] {
         char const* const family = std::getenv("TURBO_KERNELS");
-        return family != nullptr && std::strcmp(family, "hopper") == 0;
+        return family != nullptr && std::strcmp(family, "portable") == 0;
     }();
-    if (!wanted) return cudaSuccess;
+    if (portable) return cudaSuccess;
     int index = 0, major = 0, minor = 0, count = 0, shared = 0;
     cudaError_t error = cudaGetDevice(&index);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
