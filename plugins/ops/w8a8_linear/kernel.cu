@@ -5,7 +5,7 @@ namespace turbo {
 namespace {
 
 template <class T>
-struct Store {
+struct Store : w8a8::NothingAhead {
     T* y;       // [m, n]
     bool wide;  // rows are aligned to 16 bytes
 
@@ -26,7 +26,7 @@ struct Store {
 template <Format kFormat, class T>
 Status launchAs(w8a8::Operands const& x, void* data, cudaStream_t stream) {
     auto* const y = static_cast<T*>(data);
-    return w8a8::launchKernel<kFormat, sizeof(T) == 2>(x, Store<T>{y, w8a8::aligned(y, x.n)}, stream);
+    return w8a8::launchKernel<kFormat, sizeof(T) == 2>(x, Store<T>{{}, y, w8a8::aligned(y, x.n)}, stream);
 }
 
 }  // namespace

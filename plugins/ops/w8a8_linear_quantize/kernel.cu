@@ -5,7 +5,7 @@ namespace turbo {
 namespace {
 
 template <Format kFormat>
-struct Quantize {
+struct Quantize : w8a8::NothingAhead {
     int8_t* q;  // [m, n]
     float* s;   // [ceil(m/128), ceil(n/128)]
     bool wide;  // rows of q are aligned to 16 bytes
@@ -53,7 +53,7 @@ Status launch(TurboW8A8LinearQuantize::Attrs const& attrs, Call const& call, voi
     bool const wide = w8a8::aligned(q, x.n);
     return withFormat(attrs.format.index, [&](auto format) {
         constexpr Format kFormat = decltype(format)::value;
-        return w8a8::launchKernel<kFormat, true>(x, Quantize<kFormat>{q, s, wide}, stream);
+        return w8a8::launchKernel<kFormat, true>(x, Quantize<kFormat>{{}, q, s, wide}, stream);
     });
 }
 

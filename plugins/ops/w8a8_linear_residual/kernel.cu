@@ -12,21 +12,38 @@ struct Residual {
     int32_t group;      // rows that share a row of the gate
     bool wide;          // rows of the residual, of y and of the gate are aligned to 16 bytes
 
+    __device__ void prefetch(w8a8::Place const& at, int32_t n, int32_t row) const {
+        constexpr int32_t kLine = 128 / static_cast<int32_t>(sizeof(T));
+        if (row >= at.rows) return;
+        T const* const from = residual + static_cast<int64_t>(at.row + row) * n + at.column;
+        for (int32_t i = 0; i < w8a8::kBlock; i += kLine) asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
+    }
+
     template <class Tile>
     __device__ void operator()(Tile& tile, w8a8::Operands const& x) const {
         constexpr int32_t kWidth = Tile::template kRun<T>;
-        tile.template forEachRun<kWidth>(
-            [&](int32_t row, int32_t column, int32_t valid, float (&values)[kWidth]) {
+        // With `gateOf(row)`, the row of the gate.
+        auto const add = [&](auto gateOf) {
+            tile.template forEachRun<kWidth>([&](int32_t row, int32_t column, int32_t valid, float (&values)[kWidth]) {
                 int64_t const at = static_cast<int64_t>(row) * x.n + column;
                 float base[kWidth], factor[kWidth];
                 w8a8::load(base, residual + at, valid, Tile::kWide || wide);
-                w8a8::load(factor, gate + static_cast<int64_t>(row / group) * x.n + column, valid, Tile::kWide || wide);
-                w8a8::finish<Tile::kWide>(values, x, column, valid);
+                w8a8::load(
+                    factor, gate + static_cast<int64_t>(gateOf(row)) * x.n + column, valid, Tile::kWide || wide);
+                w8a8::addBias<Tile::kWide>(values, x, column, valid);
                 alignas(16) T out[kWidth];
 #pragma unroll
                 for (int32_t i = 0; i < kWidth; ++i) out[i] = static_cast<T>(fmaf(factor[i], values[i], base[i]));
                 w8a8::store(y + at, out, valid, Tile::kWide || wide);
             });
+        };
+        // Nearly always all rows have one gate, and a quotient for each costs more than the sum.
+        int32_t const first = tile.at.row / group;
+        if ((tile.at.row + tile.at.rows - 1) / group == first) {
+            add([=](int32_t) { return first; });
+        } else {
+            add([this](int32_t row) { return row / group; });
+        }
     }
 };
 

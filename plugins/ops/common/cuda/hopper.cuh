@@ -301,9 +301,19 @@ __device__ __forceinline__ void growRegisters() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// Waits for the other threads of this warpgroup, of which there are fewer than 15.
+// Waits for the other threads of this warpgroup, number 0 to 2.
 __device__ __forceinline__ void syncWarpgroup(int32_t warpgroup) {
     asm volatile("bar.sync %0, %1;" ::"r"(warpgroup + 1), "n"(kWarpgroup) : "memory");
+}
+
+// Two warpgroups that take turns: number `warpgroup`, 0 or 1, waits for its turn, or tells the other one that it is over.
+constexpr int32_t kFirstTurn = 4;  // of the named barriers
+__device__ __forceinline__ void awaitTurn(int32_t warpgroup) {
+    asm volatile("bar.sync %0, %1;" ::"r"(kFirstTurn + warpgroup), "n"(2 * kWarpgroup) : "memory");
+}
+
+__device__ __forceinline__ void endTurn(int32_t warpgroup) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(kFirstTurn + 1 - warpgroup), "n"(2 * kWarpgroup) : "memory");
 }
 
 #endif  // TURBO_HOPPER

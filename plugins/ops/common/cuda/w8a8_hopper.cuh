@@ -2,8 +2,9 @@
 //
 // A CTA stays and takes tile after tile of 256 x 128 outputs. Its third warpgroup fetches: a step is 256 rows of q and
 // 128 of w, one block of K wide. The other two multiply, 128 rows each, which is one block of the scales: 64 rows at a
-// time, whose INT32 sums go into f32 while the other warpgroup's products keep the tensor cores busy. They share the
-// steps and nothing else, so that one is at its epilogue while the other multiplies.
+// time, whose INT32 sums go into f32 while the other warpgroup's products keep the tensor cores busy. Left to themselves
+// they would come to multiply together and convert together, so they take turns. E4M3 converts nothing, and its
+// warpgroups share the steps and nothing else: one is at its epilogue while the other multiplies.
 //
 // Sums of a product lie two columns to a thread. Rows of w are therefore fetched in another order: row p of a step is
 //   p = 32 g + 8 j + 2 t + c  of the tile's  n = 32 g + 8 t + 2 j + c,
@@ -68,11 +69,12 @@ struct Tile {
 #pragma unroll
                 for (int32_t lower = 0; lower < 2; ++lower) {
                     int32_t const row = first + half * kProductRows + lower * 8;
-                    if (row >= at.rows) continue;
+                    // No branch: what `visit` reads for all runs can be on its way at once.
+                    int32_t const valid = row < at.rows ? kWidth : 0;
                     float values[kWidth];
 #pragma unroll
                     for (int32_t i = 0; i < kWidth; ++i) values[i] = acc[half][index(g, lower, i)];
-                    visit(at.row + row, column, kWidth, values);
+                    visit(at.row + min(row, at.rows - 1), column, valid, values);
 #pragma unroll
                     for (int32_t i = 0; i < kWidth; ++i) acc[half][index(g, lower, i)] = values[i];
                 }
@@ -144,7 +146,10 @@ __device__ __forceinline__ void addScaled(float (&acc)[64], T const (&sums)[64],
 template <Format kFormat, class Epilogue>
 __device__ __forceinline__ void multiply(
     Operands const& x, Epilogue const& epilogue, int32_t tiles, int32_t steps, Shared& shared, int32_t warpgroup) {
+    constexpr bool kTurns = kFormat == Format::kInt8;
+    constexpr int32_t kProducts = kBlock / kProductK;
     bool const leads = threadIdx.x % 32 == 0;
+    if (kTurns && warpgroup == 1) hopper::endTurn(warpgroup);
     hopper::Ring<kStages> ring;
     Sums<kFormat> sums;
     for (int32_t tile = static_cast<int32_t>(blockIdx.x); tile < tiles; tile += static_cast<int32_t>(gridDim.x)) {
@@ -154,6 +159,7 @@ __device__ __forceinline__ void multiply(
         // Rows past the end have no scales of their own, and no use for them.
         float const* const s = x.s + static_cast<int64_t>(min(at.row, x.m - 1) / kBlock) * steps;
         float const* const ws = x.ws + static_cast<int64_t>(at.column / kBlock) * steps;
+        epilogue.prefetch(at, x.n, static_cast<int32_t>(threadIdx.x) % hopper::kWarpgroup);
         Accumulators acc = {};
         float scale = s[0] * ws[0];
 #pragma unroll 1
@@ -167,12 +173,19 @@ __device__ __forceinline__ void multiply(
             for (int32_t half = 0; half < kHalves; ++half) {
                 uint64_t const q = hopper::describe(from + (warpgroup * kBlock + half * kProductRows) * hopper::kRow);
                 hopper::settle(sums);
+                if (kTurns) hopper::awaitTurn(warpgroup);
                 hopper::beginProducts();
 #pragma unroll
-                for (int32_t k = 0; k < kBlock / kProductK; ++k) {
+                for (int32_t k = 0; k < kProducts; ++k) {
+                    if (k == kProducts - 1) hopper::commitProducts();
                     hopper::multiply(sums, q + k * hopper::kNextK, w + k * hopper::kNextK, k > 0);
                 }
                 hopper::commitProducts();
+                if (kTurns) {
+                    // The other one's products begin while the last of these are under way.
+                    hopper::waitProducts<1>();
+                    hopper::endTurn(warpgroup);
+                }
                 hopper::waitProducts<0>();
                 hopper::settle(sums);
                 if (half == kHalves - 1 && leads) hopper::arrive(sharedAddress(&shared.empty[ring.stage]));
@@ -184,6 +197,8 @@ __device__ __forceinline__ void multiply(
         Tile outputs{acc, at, shared.greatest[warpgroup], warpgroup};
         if (at.rows > 0) epilogue(outputs, x);
     }
+    // The other one's last turn ended, too.
+    if (kTurns && warpgroup == 0) hopper::awaitTurn(warpgroup);
 }
 
 #endif  // TURBO_HOPPER

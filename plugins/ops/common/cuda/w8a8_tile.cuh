@@ -8,10 +8,13 @@
 //   kRun<T>                a width of runs that suits outputs of type T
 //   forEachRun<kWidth>(visit)
 //                          calls `visit(row, column, valid, values)` for this thread's runs of `kWidth` outputs, the
-//                          same in every call: place in the whole, outputs that exist, float(&)[kWidth]
+//                          same in every call: place in the whole, outputs that exist, float(&)[kWidth]. If none do, the
+//                          row is another one's
 //   change<kWidth>(visit)  the same, and keeps what `visit` makes of the values
 //   maximum(value)         the greatest value of the tile's threads
 //   isFirst()              whether this is the first of the tile's threads
+//
+// Before the products, `prefetch(place, n, row)` asks L2 for what the epilogue is going to read of a row of the tile.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -64,13 +67,13 @@ __device__ __forceinline__ void load(float (&to)[kCount], T const* from, int32_t
     for (int32_t i = 0; i < kCount; ++i) to[i] = static_cast<float>(values[i]);
 }
 
-// Writes the first `valid` of 8 or 16 bytes of values, which with `wide` are all and aligned to as many bytes.
+// Writes the first `valid` of 8 or 16 bytes of values, which with `wide` are all or none and aligned to as many bytes.
 template <int32_t kCount, class T>
 __device__ __forceinline__ void store(T* to, T const (&values)[kCount], int32_t valid, bool wide) {
     static_assert(kCount * sizeof(T) == 16 || kCount * sizeof(T) == 8);
     using Word = std::conditional_t<kCount * sizeof(T) == 16, uint4, uint2>;
     if (wide) {
-        *reinterpret_cast<Word*>(to) = *reinterpret_cast<Word const*>(values);
+        if (valid > 0) *reinterpret_cast<Word*>(to) = *reinterpret_cast<Word const*>(values);
     } else {
 #pragma unroll
         for (int32_t i = 0; i < kCount; ++i) {
@@ -78,6 +81,11 @@ __device__ __forceinline__ void store(T* to, T const (&values)[kCount], int32_t 
         }
     }
 }
+
+// The prefetch of epilogues that read no more than a bias.
+struct NothingAhead {
+    __device__ void prefetch(Place const&, int32_t, int32_t) const {}
+};
 
 // x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + exp(-2 u)): one exponential and one
 // reciprocal, and no difference of nearly equal numbers where x is negative. Where the exponential is infinite, the
@@ -97,13 +105,19 @@ bool aligned(T const* data, int64_t columns) {
     return reinterpret_cast<uintptr_t>(data) % 16 == 0 && columns * sizeof(T) % 16 == 0;
 }
 
-// Adds the bias to a run at column `column` of the whole and applies the activation.
+// Adds the bias to a run at column `column` of the whole.
 template <bool kWide, int32_t kWidth>
-__device__ __forceinline__ void finish(float (&y)[kWidth], Operands const& x, int32_t column, int32_t valid) {
+__device__ __forceinline__ void addBias(float (&y)[kWidth], Operands const& x, int32_t column, int32_t valid) {
     float bias[kWidth];
     load(bias, x.bias + column, valid, kWide || (x.wideBias && valid == kWidth));
 #pragma unroll
     for (int32_t i = 0; i < kWidth; ++i) y[i] += bias[i];
+}
+
+// The same, and applies the activation.
+template <bool kWide, int32_t kWidth>
+__device__ __forceinline__ void finish(float (&y)[kWidth], Operands const& x, int32_t column, int32_t valid) {
+    addBias<kWide>(y, x, column, valid);
     if (x.gelu) {
 #pragma unroll
         for (int32_t i = 0; i < kWidth; ++i) y[i] = geluTanh(y[i]);
