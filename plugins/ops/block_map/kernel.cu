@@ -1,10 +1,12 @@
 // lut = top-k of mean_pool(q) . mean_pool(k - mean(k)), ascending. TurboDiffusion `SLA/utils.py`
 // (`get_block_map`); SLA, arXiv:2509.24006.
 //
-// All in f64, so that blocks are ordered as the reference orders them: sums of blocks of rows
-// `[b, blocks, c]`; means of key blocks less the mean of all keys, turned to `[b, c, blocks]` so that threads
-// side by side read keys side by side; then a CTA scores a few query blocks of one head against every key
-// block, and a warp selects for each query block.
+// All in f64, so that blocks are ordered as the reference orders them: means of blocks of rows; scores, a product of
+// the f64 tensor cores; and a warp that selects for each query block. The mean of all keys is not subtracted: it moves
+// all scores of a query block alike, and at most the 24 bits of an input are lost to it, of 53.
+//
+// Scores pass through the workspace, a slab of tiles at a time, as a plane of high and one of low words: selection
+// seldom reads the low ones.
 #include <algorithm>
 
 #include "../common/cuda/elements.cuh"
@@ -13,63 +15,75 @@ namespace turbo {
 namespace {
 
 constexpr int32_t kThreads = 256;
-constexpr int32_t kTurn = 32;             // channels and blocks that are turned at once
-constexpr int32_t kQueriesMax = 8;        // query blocks of a CTA, one warp each
-constexpr int32_t kShared = 96 * 1024;
-constexpr int32_t kScoredMax = kShared / static_cast<int32_t>(sizeof(double));
-static_assert(kQueriesMax * kWarp <= kThreads);
+constexpr int32_t kWarps = kThreads / kWarp;
+constexpr int32_t kPoolThreads = 128;
+constexpr int32_t kPoolRows = 8;             // of a thread, loaded at once
+constexpr int32_t kQueries = 64;             // query blocks of a tile
+constexpr int32_t kWarpKeys = 16;            // key blocks of a warp's part of a tile
+constexpr int32_t kKeys = kWarps * kWarpKeys;
+constexpr int32_t kStep = 8;                 // channels of a product
+constexpr int32_t kDepth = 64;               // channels of queries in shared memory
+constexpr int32_t kScoresMax = 1 << 24;      // of a slab
+constexpr int32_t kHeld = 40;                // high words that a lane keeps in registers
+constexpr int32_t kHeldStep = 8;
+constexpr int32_t kGuesses = 16;
 
-// One thread per sum.
-template <class T>
-__global__ void __launch_bounds__(kThreads) sumKernel(T const* x, double* sums, int64_t count, int64_t l,
-                                                      int64_t c, int64_t block) {
-    int64_t const index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-    if (index >= count) return;
-    int64_t const blocks = (l + block - 1) / block;
-    int64_t const channel = index % c, batch = index / c / blocks;
-    int64_t const first = index / c % blocks * block;
-    int32_t const rows = static_cast<int32_t>(min(block, l - first));
-    T const* const from = x + (batch * l + first) * c + channel;
-    double sum = 0.0;
-#pragma unroll 8
-    for (int32_t i = 0; i < rows; ++i) sum += static_cast<double>(static_cast<float>(from[i * c]));
-    sums[index] = sum;
+struct Pool {
+    void const* x;  // [b, l, c]
+    double* means;  // [b, blocks, c]
+    int32_t blocks, block;
+};
+
+// One thread per mean of each channel in 16 bytes; grid rows are tensors, which together have threads enough.
+template <class T, bool wide>
+__global__ void __launch_bounds__(kPoolThreads, 8) poolKernel(Pool q, Pool k, int32_t b, int32_t l, int32_t c) {
+    constexpr int32_t kChannels = wide ? kWide<T> : 1;
+    using Row = Pack<T, kChannels>;
+    Pool const pool = blockIdx.y == 0 ? q : k;
+    uint32_t const across = c / kChannels, index = blockIdx.x * kPoolThreads + threadIdx.x;
+    uint32_t const channel = index % across * kChannels, place = index / across;
+    uint32_t const batch = place / pool.blocks;
+    if (batch >= static_cast<uint32_t>(b)) return;
+    int32_t const first = static_cast<int32_t>(place % pool.blocks) * pool.block;
+    int32_t const rows = min(pool.block, l - first);
+    auto const* const x = reinterpret_cast<Row const*>(static_cast<T const*>(pool.x) + channel) +
+                          (static_cast<int64_t>(batch) * l + first) * across;
+
+    double mean[kChannels] = {};
+    auto const add = [&](Row row) {
+#pragma unroll
+        for (int32_t j = 0; j < kChannels; ++j) mean[j] += static_cast<double>(static_cast<float>(row.at[j]));
+    };
+    int32_t i = 0;
+    for (; i + kPoolRows <= rows; i += kPoolRows) {
+        Row next[kPoolRows];
+#pragma unroll
+        for (int32_t j = 0; j < kPoolRows; ++j) next[j] = x[static_cast<int64_t>(i + j) * across];
+#pragma unroll
+        for (int32_t j = 0; j < kPoolRows; ++j) add(next[j]);
+    }
+#pragma unroll 1
+    for (; i < rows; ++i) add(x[static_cast<int64_t>(i) * across]);
+#pragma unroll
+    for (int32_t j = 0; j < kChannels; ++j) mean[j] /= rows;
+    store<wide>(pool.means + static_cast<int64_t>(place) * c + channel, mean);
 }
 
-// One CTA per batch entry and `kTurn` channels: lanes are channels, warps take blocks in turn.
-__global__ void __launch_bounds__(kTurn * kTurn) centerKernel(double const* sums, double* keys, int32_t l,
-                                                              int32_t c, int32_t block) {
-    __shared__ double partial[kTurn][kTurn];
-    __shared__ double tile[kTurn][kTurn + 1];
-    int32_t const thread = static_cast<int32_t>(threadIdx.x), lane = thread % kTurn, warp = thread / kTurn;
-    int32_t const blocks = (l - 1) / block + 1, across = (c - 1) / kTurn + 1;
-    int32_t const channels = static_cast<int32_t>(blockIdx.x) % across * kTurn, channel = channels + lane;
-    int64_t const batch = static_cast<int32_t>(blockIdx.x) / across;
-    double const* const from = sums + batch * blocks * c + channel;
+struct Arguments {
+    double const* queries;  // means, [b, blocksQ, c]
+    double const* keys;     // means, [b, blocksK, c]
+    uint32_t* high;         // of the slab's scores, [tiles, kQueries, width]
+    uint32_t* low;
+    int32_t* lut;
+    int32_t c, heads, blocksQ, blocksK, keep;
+    int32_t tiles;  // of kQueries query blocks, in a head
+    int32_t width;  // blocksK and what makes it even
+    int32_t first;  // tile of the slab
 
-    double sum = 0.0;
-    if (channel < c) {
-        for (int32_t i = warp; i < blocks; i += kTurn) sum += from[static_cast<int64_t>(i) * c];
-    }
-    partial[warp][lane] = sum;
-    __syncthreads();
-    double center = 0.0;
-    for (int32_t i = 0; i < kTurn; ++i) center += partial[i][lane];
-    center /= l;
-
-    for (int32_t first = 0; first < blocks; first += kTurn) {
-        int32_t const index = first + warp;
-        if (channel < c && index < blocks) {
-            int32_t const rows = min(block, l - index * block);
-            tile[warp][lane] = from[static_cast<int64_t>(index) * c] / rows - center;
-        }
-        __syncthreads();
-        if (channels + warp < c && first + lane < blocks) {
-            keys[(batch * c + channels + warp) * blocks + first + lane] = tile[lane][warp];
-        }
-        __syncthreads();
-    }
-}
+    // Head, of all batch entries, and first query block of a tile of the slab.
+    __device__ __forceinline__ int32_t head(int32_t tile) const { return (first + tile) / tiles; }
+    __device__ __forceinline__ int32_t query(int32_t tile) const { return (first + tile) % tiles * kQueries; }
+};
 
 // Unsigned integers in the order of doubles; NaN lies beyond the infinity of its sign, so the order is total.
 __device__ __forceinline__ uint64_t ordered(double x) {
@@ -77,113 +91,247 @@ __device__ __forceinline__ uint64_t ordered(double x) {
     return bits >> 63 ? ~bits : bits | uint64_t{1} << 63;
 }
 
-// How many of the scores satisfy the predicate, in every lane.
-template <class Predicate>
-__device__ __forceinline__ uint32_t countIf(uint64_t const* scores, int32_t count, Predicate predicate) {
-    uint32_t found = 0;
-    for (int32_t i = static_cast<int32_t>(threadIdx.x) % kWarp; i < count; i += kWarp) {
-        found += predicate(scores[i]);
-    }
-    return __reduce_add_sync(kAllLanes, found);
+// A double whose order has this high word.
+__device__ __forceinline__ double valueOf(uint32_t high) {
+    return __hiloint2double(static_cast<int32_t>(high >> 31 ? high ^ 0x80000000 : ~high), 0);
 }
 
-// One warp writes the places of the `keep` largest scores, ascending; of equal ones the lower. 1 <= keep <=
-// count.
-__device__ __forceinline__ void select(uint64_t const* scores, int32_t count, uint32_t keep, int32_t* lut) {
-    // The largest threshold, bit by bit, that at least `keep` scores reach: the keep-th largest score, or one
-    // below it that no further score reaches.
-    uint64_t threshold = 0;
-    for (int32_t bit = 63; bit >= 0; --bit) {
-        uint64_t const next = threshold | uint64_t{1} << bit;
-        uint32_t const reach = countIf(scores, count, [=](uint64_t x) { return x >= next; });
-        if (reach >= keep) threshold = next;
-        if (reach == keep) break;
-    }
-    uint32_t ties = keep - countIf(scores, count, [=](uint64_t x) { return x > threshold; });
-    uint32_t const lane = threadIdx.x % kWarp, below = (1u << lane) - 1;
-    for (int32_t first = 0; first < count; first += kWarp) {
-        int32_t const i = first + static_cast<int32_t>(lane);
-        uint64_t const score = i < count ? scores[i] : 0;
-        uint32_t const equal = __ballot_sync(kAllLanes, i < count && score == threshold);
-        bool const tie = (equal >> lane & 1) && static_cast<uint32_t>(__popc(equal & below)) < ties;
-        bool const taken = tie || (i < count && score > threshold);
-        uint32_t const all = __ballot_sync(kAllLanes, taken);
-        if (taken) lut[__popc(all & below)] = i;
-        lut += __popc(all);
-        ties -= min(ties, static_cast<uint32_t>(__popc(equal)));
+// sum += a * b for 16 rows, 8 columns and 8 channels. Lane 4i + j has rows i and i + 8 of channels 2j and 2j + 1, these
+// channels of column i, and sums of columns 2j and 2j + 1 in row i, then in row i + 8.
+__device__ __forceinline__ void multiply(double (&sum)[4], double2 const (&a)[2], double2 b) {
+#if __CUDA_ARCH__ >= 900
+    asm("mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+d"(sum[0]), "+d"(sum[1]), "+d"(sum[2]), "+d"(sum[3])
+        : "d"(a[0].x), "d"(a[0].y), "d"(a[1].x), "d"(a[1].y), "d"(b.x), "d"(b.y));
+#else
+    auto const step = [&](double& x, double& y, double row, double column) {
+        asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+            : "+d"(x), "+d"(y)
+            : "d"(row), "d"(column));
+    };
+    step(sum[0], sum[1], a[0].x, b.x);
+    step(sum[0], sum[1], a[1].x, b.y);
+    step(sum[2], sum[3], a[0].y, b.x);
+    step(sum[2], sum[3], a[1].y, b.y);
+#endif
+}
+
+// Two channels of a head, 0 past its end. Wide accesses are of heads of whole steps, and never past the end.
+template <bool wide>
+__device__ __forceinline__ double2 channels(double const* row, int32_t channel, int32_t d) {
+    if constexpr (wide) {
+        return *reinterpret_cast<double2 const*>(row + channel);
+    } else {
+        return {channel < d ? row[channel] : 0.0, channel + 1 < d ? row[channel + 1] : 0.0};
     }
 }
 
-struct Arguments {
-    double const* queries;  // sums, [b, blocksQ, c]
-    double const* keys;     // centered means, [b, c, blocksK]
-    int32_t* lut;
-    int32_t l, c, heads, blocksQ, blocksK, blockQ, keep;
+// One CTA per tile of the slab and `kKeys` key blocks. A warp multiplies all queries, from shared memory, by keys of
+// its own: no other warp reads them, so they come straight to registers, for the next step while other warps multiply.
+template <bool wide>
+__global__ void __launch_bounds__(kThreads, wide ? 2 : 1) scoreKernel(Arguments a) {
+    constexpr int32_t kRows = 16, kColumns = 8;
+    static_assert(kWarps == 8 && kDepth == 2 * kWarp && kWarpKeys == 2 * kColumns);
+    // Rows i and i + 8 side by side. The channel more puts even and odd rows of an access into different banks.
+    __shared__ double2 queries[kQueries / 2][kDepth + 1];
+    int32_t const thread = static_cast<int32_t>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+    int32_t const row = lane / 4, pair = lane % 4 * 2;
+    int32_t const tile = static_cast<int32_t>(blockIdx.x), head = a.head(tile), firstQuery = a.query(tile);
+    int32_t const firstKey = static_cast<int32_t>(blockIdx.y) * kKeys + warp * kWarpKeys;
+    int32_t const d = a.c / a.heads, channel = head % a.heads * d;
+    int64_t const batch = head / a.heads;
+    double const* const q = a.queries + batch * a.blocksQ * a.c + channel;
+
+    double const* from[kWarpKeys / kColumns];
+#pragma unroll
+    for (int32_t n = 0; n < kWarpKeys / kColumns; ++n) {
+        int32_t const key = min(firstKey + n * kColumns + row, a.blocksK - 1);
+        from[n] = a.keys + (batch * a.blocksK + key) * a.c + channel;
+    }
+    double2 keys[kWarpKeys / kColumns];
+    auto const fetch = [&](int32_t n, int32_t step) {
+        if (step < d) keys[n] = channels<wide>(from[n], step + pair, d);
+    };
+    fetch(0, 0);
+    fetch(1, 0);
+    double sum[kQueries / kRows][kWarpKeys / kColumns][4] = {};
+    for (int32_t first = 0; first < d; first += kDepth) {
+        __syncthreads();
+#pragma unroll 2
+        for (int32_t m = 0; m < kQueries / kRows; ++m) {
+            int32_t const at = lane * 2;
+            double2 mean[2] = {};
+#pragma unroll
+            for (int32_t i = 0; i < 2; ++i) {
+                int32_t const query = min(firstQuery + m * kRows + i * 8 + warp, a.blocksQ - 1);
+                if (first + at < d) mean[i] = channels<wide>(q + query * a.c, first + at, d);
+            }
+            queries[m * 8 + warp][at] = {mean[0].x, mean[1].x};
+            queries[m * 8 + warp][at + 1] = {mean[0].y, mean[1].y};
+        }
+        __syncthreads();
+        int32_t const end = firstKey < a.blocksK ? min(kDepth, d - first) : 0;
+#pragma unroll 1
+        for (int32_t at = 0; at < end; at += kStep) {
+            double2 fragments[kQueries / kRows][2];
+#pragma unroll
+            for (int32_t m = 0; m < kQueries / kRows; ++m) {
+#pragma unroll
+                for (int32_t i = 0; i < 2; ++i) fragments[m][i] = queries[m * 8 + row][at + pair + i];
+            }
+#pragma unroll
+            for (int32_t n = 0; n < kWarpKeys / kColumns; ++n) {
+#pragma unroll
+                for (int32_t m = 0; m < kQueries / kRows; ++m) multiply(sum[m][n], fragments[m], keys[n]);
+                fetch(n, first + at + kStep);
+            }
+        }
+    }
+#pragma unroll
+    for (int32_t n = 0; n < kWarpKeys / kColumns; ++n) {
+        int32_t const key = firstKey + n * kColumns + pair;
+        if (key >= a.blocksK) break;
+#pragma unroll
+        for (int32_t m = 0; m < kQueries / kRows; ++m) {
+#pragma unroll
+            for (int32_t i = 0; i < 2; ++i) {
+                int32_t const at = (tile * kQueries + m * kRows + i * 8 + row) * a.width + key;
+                uint64_t const x = ordered(sum[m][n][2 * i]), y = ordered(sum[m][n][2 * i + 1]);
+                uint2 const high{static_cast<uint32_t>(x >> 32), static_cast<uint32_t>(y >> 32)};
+                uint2 const low{static_cast<uint32_t>(x), static_cast<uint32_t>(y)};
+                *reinterpret_cast<uint2*>(a.high + at) = high;
+                *reinterpret_cast<uint2*>(a.low + at) = low;
+            }
+        }
+    }
+}
+
+// The high words of a query block's scores, for a warp: every 32nd one for a lane.
+struct Scores {
+    uint32_t const* high;  // from the lane's first
+    int32_t count, left;   // of the query block, and from the lane's first
+    uint32_t held[kHeld];
+
+    __device__ __forceinline__ Scores(uint32_t const* row, int32_t count, int32_t lane)
+        : high(row + lane), count(count), left(count - lane) {
+#pragma unroll
+        for (int32_t i = 0; i < kHeld; ++i) held[i] = word(i * kWarp);
+    }
+
+    // 0 past the end.
+    __device__ __forceinline__ uint32_t word(int32_t first) const { return first < left ? high[first] : 0; }
+
+    // `visit(word, first)` for each 32 scores, ascending, from registers as far as they go if `kFrom` is kHeld, from
+    // memory if it is 0.
+    template <int32_t kFrom, class Visit>
+    __device__ __forceinline__ void each(Visit visit) const {
+#pragma unroll
+        for (int32_t step = 0; step < kFrom; step += kHeldStep) {
+            if (step * kWarp >= count) return;
+#pragma unroll
+            for (int32_t i = step; i < step + kHeldStep; ++i) visit(held[i], i * kWarp);
+        }
+#pragma unroll 1
+        for (int32_t first = kFrom * kWarp; first < count; first += kWarp) visit(word(first), first);
+    }
+
+    template <int32_t kFrom, class Predicate>
+    __device__ __forceinline__ uint32_t countIf(Predicate predicate) const {
+        uint32_t found = 0;
+        each<kFrom>([&](uint32_t word, int32_t first) { found += predicate(word, first); });
+        return __reduce_add_sync(kAllLanes, found);
+    }
 };
 
-// One CTA per batch entry, head and `kQueries` query blocks.
-template <int32_t kQueries>
-__global__ void __launch_bounds__(kThreads, 2) mapKernel(Arguments a) {
-    using Queries = Pack<double, kQueries>;
-    extern __shared__ __align__(16) unsigned char shared[];
-    int32_t const d = a.c / a.heads;
-    auto* const queries = reinterpret_cast<Queries*>(shared);                // [d]
-    auto* const scores = reinterpret_cast<uint64_t*>(queries + d);           // [kQueries, blocksK]
-    int32_t const groups = (a.blocksQ + kQueries - 1) / kQueries;
-    int32_t const head = static_cast<int32_t>(blockIdx.x) / groups;          // of all batch entries
-    int32_t const first = static_cast<int32_t>(blockIdx.x) % groups * kQueries;
-    int64_t const batch = head / a.heads;
-    int32_t const channel = head % a.heads * d;
-
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < d * kQueries; i += kThreads) {
-        int32_t const query = first + i / d;
-        double mean = 0.0;
-        if (query < a.blocksQ) {
-            double const sum = a.queries[(batch * a.blocksQ + query) * a.c + channel + i % d];
-            mean = sum / min(a.blockQ, a.l - query * a.blockQ);
+// The largest word in [least, most] that at least `keep` scores reach, or a smaller one that exactly `keep` reach.
+// `reached` counts those of the result, at first those of `least`, at least `keep`; fewer exceed `most`. A guess out of
+// range is ignored.
+template <class Guess, class Reach>
+__device__ __forceinline__ uint32_t search(uint32_t least, uint32_t most, uint32_t keep, uint32_t& reached,
+                                           Guess guess, Reach reach) {
+    for (int32_t step = 0; reached != keep && least < most; ++step) {
+        uint32_t middle = step < kGuesses ? guess(least, most) : least;
+        if (middle <= least || middle > most) middle = least + (most - least) / 2 + 1;
+        uint32_t const count = reach(middle);
+        if (count >= keep) {
+            least = middle;
+            reached = count;
+        } else {
+            most = middle - 1;
         }
-        queries[i % d].at[i / d] = mean;
     }
-    __syncthreads();
-
-    double const* const keys = a.keys + (batch * a.c + channel) * a.blocksK;
-    for (int32_t key = static_cast<int32_t>(threadIdx.x); key < a.blocksK; key += kThreads) {
-        double sum[kQueries] = {};
-#pragma unroll 4
-        for (int32_t i = 0; i < d; ++i) {
-            double const k = keys[static_cast<int64_t>(i) * a.blocksK + key];
-            Queries const q = queries[i];
-#pragma unroll
-            for (int32_t j = 0; j < kQueries; ++j) sum[j] = fma(q.at[j], k, sum[j]);
-        }
-#pragma unroll
-        for (int32_t j = 0; j < kQueries; ++j) scores[j * a.blocksK + key] = ordered(sum[j]);
-    }
-    __syncthreads();
-
-    int32_t const warp = static_cast<int32_t>(threadIdx.x) / kWarp, query = first + warp;
-    if (warp < kQueries && query < a.blocksQ) {
-        int32_t* const lut = a.lut + (static_cast<int64_t>(head) * a.blocksQ + query) * a.keep;
-        select(scores + warp * a.blocksK, a.blocksK, static_cast<uint32_t>(a.keep), lut);
-    }
+    return least;
 }
 
-template <int32_t kQueries>
-void map(Arguments const& a, int64_t batch, cudaStream_t stream) {
-    int32_t const scored = a.c / a.heads + a.blocksK;
-    if constexpr (kQueries > 1) {
-        if (scored > kScoredMax / kQueries) return map<kQueries / 2>(a, batch, stream);
+// One warp per query block of the slab writes the places of the `keep` largest scores, ascending; of equal ones
+// the lower. 1 <= keep <= blocksK.
+__global__ void __launch_bounds__(kThreads, 4) selectKernel(Arguments a) {
+    int32_t const thread = static_cast<int32_t>(threadIdx.x), lane = thread % kWarp;
+    int32_t const row = static_cast<int32_t>(blockIdx.x) * kWarps + thread / kWarp;
+    int32_t const tile = row / kQueries, query = a.query(tile) + row % kQueries;
+    if (query >= a.blocksQ) return;
+    Scores const scores(a.high + row * a.width, a.blocksK, lane);
+    auto const keep = static_cast<uint32_t>(a.keep);
+
+    uint32_t least = UINT32_MAX, most = 0;
+    scores.each<kHeld>([&](uint32_t word, int32_t first) {
+        if (first < scores.left) least = min(least, word);
+        most = max(most, word);
+    });
+    least = __reduce_min_sync(kAllLanes, least);
+    most = __reduce_max_sync(kAllLanes, most);
+
+    // Halving the range of values soon parts scores of like size; halving that of words surely ends.
+    auto reached = static_cast<uint32_t>(a.blocksK);
+    uint32_t const threshold = search(
+        least, most, keep, reached,
+        [](uint32_t x, uint32_t y) {
+            return static_cast<uint32_t>(ordered(0.5 * valueOf(x) + 0.5 * valueOf(y)) >> 32);
+        },
+        [&](uint32_t next) { return scores.countIf<kHeld>([=](uint32_t word, int32_t) { return word >= next; }); });
+
+    int32_t* lut = a.lut + (static_cast<int64_t>(a.head(tile)) * a.blocksQ + query) * a.keep;
+    uint32_t const before = (1u << lane) - 1;
+    auto const write = [&](bool taken, int32_t first) {
+        uint32_t const all = __ballot_sync(kAllLanes, taken);
+        if (taken) lut[__popc(all & before)] = first + lane;
+        lut += __popc(all);
+    };
+    if (reached == keep) {
+        scores.each<kHeld>(
+            [&](uint32_t word, int32_t first) { write(first < scores.left && word >= threshold, first); });
+        return;
     }
-    int32_t const bytes = kQueries * scored * static_cast<int32_t>(sizeof(double));
-    cudaFuncSetAttribute(mapKernel<kQueries>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    auto const groups = static_cast<uint32_t>(batch * a.heads * ceilDiv(a.blocksQ, kQueries));
-    mapKernel<kQueries><<<groups, kThreads, bytes, stream>>>(a);
+
+    // Only some of the scores with the threshold's high word are kept: low words say which, then places.
+    uint32_t const* const low = a.low + row * a.width + lane;
+    auto const level = [&](uint32_t word, int32_t first) { return word == threshold && first < scores.left; };
+    uint32_t const beyond = scores.countIf<0>([=](uint32_t word, int32_t) { return word > threshold; });
+    uint32_t levels = reached - beyond;
+    uint32_t const lowest = search(
+        0, UINT32_MAX, keep - beyond, levels, [](uint32_t x, uint32_t) { return x; },
+        [&](uint32_t next) {
+            return scores.countIf<0>(
+                [&](uint32_t word, int32_t first) { return level(word, first) && low[first] >= next; });
+        });
+    uint32_t ties = keep - beyond - scores.countIf<0>([&](uint32_t word, int32_t first) {
+        return level(word, first) && low[first] > lowest;
+    });
+    scores.each<0>([&](uint32_t word, int32_t first) {
+        bool const equal = level(word, first) && low[first] == lowest;
+        uint32_t const equals = __ballot_sync(kAllLanes, equal);
+        bool const tie = equal && static_cast<uint32_t>(__popc(equals & before)) < ties;
+        write(tie || word > threshold || (level(word, first) && low[first] > lowest), first);
+        ties -= min(ties, static_cast<uint32_t>(__popc(equals)));
+    });
 }
 
 // Sizes and the workspace.
 struct Plan {
     int64_t b, l, c, blocksQ, blocksK;
-    size_t queries, sums, keys;  // bytes, each a multiple of 256
+    int64_t tiles, width, scores;  // tiles of all heads; scores of a slab
+    size_t queries, keys, plane;   // bytes, each a multiple of 256
 
     Plan(TurboBlockMap::Attrs const& attrs, Tensor const& q)
         : b(attrs.batch),
@@ -191,19 +339,30 @@ struct Plan {
           c(q.dim[1]),
           blocksQ(ceilDiv(l, attrs.block_q)),
           blocksK(ceilDiv(l, attrs.block_k)),
-          queries(bytes(b * blocksQ * c)),
-          sums(bytes(b * blocksK * c)),
-          keys(sums) {}
+          tiles(b * attrs.heads * ceilDiv(blocksQ, kQueries)),
+          width(ceilDiv(blocksK, 2) * 2),
+          scores(std::min<int64_t>(tiles * kQueries * width, kScoresMax)),
+          queries(bytes<double>(b * blocksQ * c)),
+          keys(bytes<double>(b * blocksK * c)),
+          plane(bytes<uint32_t>(scores)) {}
 
-    static size_t bytes(int64_t count) { return static_cast<size_t>(ceilDiv(count, 32)) * 256; }
+    template <class T>
+    static size_t bytes(int64_t count) {
+        return static_cast<size_t>(ceilDiv(count * static_cast<int64_t>(sizeof(T)), 256)) * 256;
+    }
 };
 
-template <class T>
-void sum(Tensor const& x, double* sums, Plan const& plan, int64_t blocks, int64_t block,
-         cudaStream_t stream) {
-    int64_t const count = plan.b * blocks * plan.c;
-    sumKernel<T><<<static_cast<uint32_t>(ceilDiv(count, kThreads)), kThreads, 0, stream>>>(
-        static_cast<T const*>(x.data), sums, count, plan.l, plan.c, block);
+// A slab of tiles at a time: their scores, then their places in `lut`.
+template <bool wide>
+void map(Arguments a, Plan const& plan, cudaStream_t stream) {
+    int64_t const slab = plan.scores / (kQueries * plan.width);
+    auto const across = static_cast<uint32_t>(ceilDiv(plan.blocksK, kKeys));
+    for (int64_t first = 0; first < plan.tiles; first += slab) {
+        a.first = static_cast<int32_t>(first);
+        auto const tiles = static_cast<uint32_t>(std::min(slab, plan.tiles - first));
+        scoreKernel<wide><<<dim3(tiles, across), kThreads, 0, stream>>>(a);
+        selectKernel<<<tiles * (kQueries / kWarps), kThreads, 0, stream>>>(a);
+    }
 }
 
 }  // namespace
@@ -218,14 +377,12 @@ Status prepare(TurboBlockMap::Attrs const& attrs, Call const& call, size_t* byte
     if (q.dim[1] == 0 || q.dim[1] % attrs.heads != 0) return {"`heads` must divide axis `c` of `q`"};
     Plan const plan(attrs, q);
     if (attrs.keep < 0 || attrs.keep > plan.blocksK) return {"`keep` must be 0 to the number of key blocks"};
-    if (plan.c / attrs.heads + plan.blocksK > kScoredMax) {
-        return {"key blocks and channels of a head must together be at most 12288"};
-    }
+    if (kQueries * plan.width > kScoresMax) return {"there must be at most 262144 key blocks"};
     int64_t const most = std::max(plan.blocksQ, plan.blocksK);
     if (plan.l > INT32_MAX / 2 || plan.b * plan.c * most > INT32_MAX) {
         return {"`q` must have fewer than 2^30 tokens and 2^31 pooled values"};
     }
-    *bytes = plan.queries + plan.sums + plan.keys;
+    *bytes = plan.queries + plan.keys + 2 * plan.plane;
     return {};
 }
 
@@ -236,26 +393,34 @@ Status launch(TurboBlockMap::Attrs const& attrs, Call const& call, void* workspa
     if (lut.count() == 0) return {};
     Plan const plan(attrs, q);
     auto* const queries = static_cast<double*>(workspace);
-    auto* const sums = queries + plan.queries / sizeof(double);
-    auto* const keys = sums + plan.sums / sizeof(double);
-    auto const l = static_cast<int32_t>(plan.l), c = static_cast<int32_t>(plan.c);
+    auto* const keys = queries + plan.queries / sizeof(double);
+    auto* const high = reinterpret_cast<uint32_t*>(keys + plan.keys / sizeof(double));
+    auto const b = attrs.batch, l = static_cast<int32_t>(plan.l), c = static_cast<int32_t>(plan.c);
+    auto const blocksQ = static_cast<int32_t>(plan.blocksQ), blocksK = static_cast<int32_t>(plan.blocksK);
+    Pool const poolQ{q.data, queries, blocksQ, attrs.block_q}, poolK{k.data, keys, blocksK, attrs.block_k};
     Arguments const arguments{queries,
                               keys,
+                              high,
+                              high + plan.plane / sizeof(uint32_t),
                               static_cast<int32_t*>(lut.data),
-                              l,
                               c,
                               attrs.heads,
-                              static_cast<int32_t>(plan.blocksQ),
-                              static_cast<int32_t>(plan.blocksK),
-                              attrs.block_q,
-                              attrs.keep};
-    return withType(q.type, [&](auto tag) {
+                              blocksQ,
+                              blocksK,
+                              attrs.keep,
+                              static_cast<int32_t>(ceilDiv(blocksQ, kQueries)),
+                              static_cast<int32_t>(plan.width),
+                              0};
+    return withAccess(q.type, wideRows(q, c, k), [&](auto tag, auto wide) {
         using T = typename decltype(tag)::Type;
-        sum<T>(q, queries, plan, plan.blocksQ, attrs.block_q, stream);
-        sum<T>(k, sums, plan, plan.blocksK, attrs.block_k, stream);
-        auto const turns = static_cast<uint32_t>(plan.b * ceilDiv(c, kTurn));
-        centerKernel<<<turns, kTurn * kTurn, 0, stream>>>(sums, keys, l, c, attrs.block_k);
-        map<kQueriesMax>(arguments, plan.b, stream);
+        int64_t const threads = plan.b * c / (wide ? kWide<T> : 1) * std::max(blocksQ, blocksK);
+        dim3 const grid(static_cast<uint32_t>(ceilDiv(threads, kPoolThreads)), 2);
+        poolKernel<T, wide><<<grid, kPoolThreads, 0, stream>>>(poolQ, poolK, b, l, c);
+        if (c / attrs.heads % kStep == 0) {
+            map<true>(arguments, plan, stream);
+        } else {
+            map<false>(arguments, plan, stream);
+        }
     });
 }
 
