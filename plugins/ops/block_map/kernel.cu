@@ -2,8 +2,9 @@
 // (`get_block_map`); SLA, arXiv:2509.24006.
 //
 // All in f64, so that blocks are ordered as the reference orders them: means of blocks of rows; scores, a product of
-// the f64 tensor cores; and a warp that selects for each query block. The mean of all keys is not subtracted: it moves
-// all scores of a query block alike, and at most the 24 bits of an input are lost to it, of 53.
+// the f64 tensor cores; and a warp that selects for each query block. Not the mean of all keys is subtracted but the first
+// key: either moves all scores of a query block alike, and without what keys have in common they differ early in their
+// bits, which selection needs.
 //
 // Scores pass through the workspace, a slab of tiles at a time, as a plane of high and one of low words: selection
 // seldom reads the low ones.
@@ -149,9 +150,12 @@ __global__ void __launch_bounds__(kThreads, wide ? 2 : 1) scoreKernel(Arguments 
         int32_t const key = min(firstKey + n * kColumns + row, a.blocksK - 1);
         from[n] = a.keys + (batch * a.blocksK + key) * a.c + channel;
     }
+    double const* const origin = a.keys + batch * a.blocksK * a.c + channel;
     double2 keys[kWarpKeys / kColumns];
     auto const fetch = [&](int32_t n, int32_t step) {
-        if (step < d) keys[n] = channels<wide>(from[n], step + pair, d);
+        if (step >= d) return;
+        double2 const key = channels<wide>(from[n], step + pair, d), shared = channels<wide>(origin, step + pair, d);
+        keys[n] = {key.x - shared.x, key.y - shared.y};
     };
     fetch(0, 0);
     fetch(1, 0);
