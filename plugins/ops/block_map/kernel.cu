@@ -136,6 +136,7 @@ __global__ void __launch_bounds__(kThreads, wide ? 2 : 1) scoreKernel(Arguments 
     static_assert(kWarps == 8 && kDepth == 2 * kWarp && kWarpKeys == 2 * kColumns);
     // Rows i and i + 8 side by side. The channel more puts even and odd rows of an access into different banks.
     __shared__ double2 queries[kQueries / 2][kDepth + 1];
+    __shared__ double2 origin[kDepth / 2];  // of keys
     int32_t const thread = static_cast<int32_t>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
     int32_t const row = lane / 4, pair = lane % 4 * 2;
     int32_t const tile = static_cast<int32_t>(blockIdx.x), head = a.head(tile), firstQuery = a.query(tile);
@@ -144,18 +145,15 @@ __global__ void __launch_bounds__(kThreads, wide ? 2 : 1) scoreKernel(Arguments 
     int64_t const batch = head / a.heads;
     double const* const q = a.queries + batch * a.blocksQ * a.c + channel;
 
-    double const* from[kWarpKeys / kColumns];
+    double const* const firstOfAll = a.keys + batch * a.blocksK * a.c + channel;
+    int32_t from[kWarpKeys / kColumns];
 #pragma unroll
     for (int32_t n = 0; n < kWarpKeys / kColumns; ++n) {
-        int32_t const key = min(firstKey + n * kColumns + row, a.blocksK - 1);
-        from[n] = a.keys + (batch * a.blocksK + key) * a.c + channel;
+        from[n] = min(firstKey + n * kColumns + row, a.blocksK - 1) * a.c;
     }
-    double const* const origin = a.keys + batch * a.blocksK * a.c + channel;
     double2 keys[kWarpKeys / kColumns];
     auto const fetch = [&](int32_t n, int32_t step) {
-        if (step >= d) return;
-        double2 const key = channels<wide>(from[n], step + pair, d), shared = channels<wide>(origin, step + pair, d);
-        keys[n] = {key.x - shared.x, key.y - shared.y};
+        if (step < d) keys[n] = channels<wide>(firstOfAll + from[n], step + pair, d);
     };
     fetch(0, 0);
     fetch(1, 0);
@@ -174,21 +172,26 @@ __global__ void __launch_bounds__(kThreads, wide ? 2 : 1) scoreKernel(Arguments 
             queries[m * 8 + warp][at] = {mean[0].x, mean[1].x};
             queries[m * 8 + warp][at + 1] = {mean[0].y, mean[1].y};
         }
+        if (thread < kDepth / 2) {
+            bool const exists = first + thread * 2 < d;
+            origin[thread] = exists ? channels<wide>(firstOfAll, first + thread * 2, d) : double2{};
+        }
         __syncthreads();
         int32_t const end = firstKey < a.blocksK ? min(kDepth, d - first) : 0;
 #pragma unroll 1
         for (int32_t at = 0; at < end; at += kStep) {
-            double2 fragments[kQueries / kRows][2];
-#pragma unroll
-            for (int32_t m = 0; m < kQueries / kRows; ++m) {
-#pragma unroll
-                for (int32_t i = 0; i < 2; ++i) fragments[m][i] = queries[m * 8 + row][at + pair + i];
-            }
+            double2 const zero = origin[(at + pair) / 2];
+            double2 relative[kWarpKeys / kColumns];
 #pragma unroll
             for (int32_t n = 0; n < kWarpKeys / kColumns; ++n) {
-#pragma unroll
-                for (int32_t m = 0; m < kQueries / kRows; ++m) multiply(sum[m][n], fragments[m], keys[n]);
+                relative[n] = {keys[n].x - zero.x, keys[n].y - zero.y};
                 fetch(n, first + at + kStep);
+            }
+#pragma unroll
+            for (int32_t m = 0; m < kQueries / kRows; ++m) {
+                double2 const fragment[] = {queries[m * 8 + row][at + pair], queries[m * 8 + row][at + pair + 1]};
+#pragma unroll
+                for (int32_t n = 0; n < kWarpKeys / kColumns; ++n) multiply(sum[m][n], fragment, relative[n]);
             }
         }
     }
