@@ -25,9 +25,9 @@ Status launch(TurboSageAttention::Attrs const& attrs, Call const& call, void* me
     attn::SageBuffers const buffers(workspace, shape, attrs.block_k, isFp8(attrs));
     attn::Kept const all{nullptr, buffers.blocks};
     return attn::byType(call.in[0].type, [&](auto type) {
-        attn::Linear<decltype(type)> const none{};
-        return attn::launchSage<false>(buffers, shape, call, all, attrs.block_q, attrs.block_k, isFp8(attrs),
-                                       none, stream);
+        attn::LinearBuffers<decltype(type)> const none;
+        return attn::launchSage<false>(buffers, none, shape, call, 0, all, attrs.block_q, attrs.block_k, isFp8(attrs),
+                                       stream);
     });
 }
 

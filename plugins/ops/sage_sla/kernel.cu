@@ -41,11 +41,8 @@ Status launch(TurboSageSla::Attrs const& attrs, Call const& call, void* memory, 
     return attn::byType(call.in[Op::kInQ].type, [&](auto type) {
         using T = decltype(type);
         Buffers<T> const buffers(memory, shape, attrs);
-        attn::Linear<T> linear;
-        Status const status = attn::prepareLinear(buffers.linear, shape, call, Op::kInProjW, stream, &linear);
-        if (!status.ok()) return status;
-        return attn::launchSage<true>(buffers.sage, shape, call, kept, attrs.block_q, attrs.block_k,
-                                      isFp8(attrs), linear, stream);
+        return attn::launchSage<true>(buffers.sage, buffers.linear, shape, call, Op::kInProjW, kept, attrs.block_q,
+                                      attrs.block_k, isFp8(attrs), stream);
     });
 }
 

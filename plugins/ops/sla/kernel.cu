@@ -26,8 +26,10 @@ Status launch(TurboSla::Attrs const& attrs, Call const& call, void* memory, cuda
         using T = decltype(type);
         attn::Workspace workspace(memory);
         attn::LinearBuffers<T> const buffers(workspace, shape);
+        Status status = attn::enqueuePass<T, attn::Unpacked, true>(shape, call, {}, buffers.sums, stream);
+        if (!status.ok()) return status;
         attn::Linear<T> linear;
-        Status const status = attn::prepareLinear(buffers, shape, call, Op::kInProjW, stream, &linear);
+        status = attn::foldLinear(buffers, shape, call, Op::kInProjW, stream, &linear);
         if (!status.ok()) return status;
         return attn::launchExact<true>(shape, call, kept, attrs.block_q, attrs.block_k, linear, stream);
     });

@@ -33,6 +33,13 @@ __device__ inline void copyAsync(uint4* shared, void const* global, bool valid =
                  : "memory");
 }
 
+// The same for four bytes.
+__device__ inline void copyAsync(float* shared, float const* global, bool valid) {
+    uint32_t const address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(global), "r"(valid ? 4 : 0)
+                 : "memory");
+}
+
 // Waits for this thread's copies.
 __device__ inline void copyWait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 

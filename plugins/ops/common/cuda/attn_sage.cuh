@@ -124,10 +124,10 @@ struct SageBuffers {
     }
 };
 
-// Enqueues SageAttention with key blocks of kBlock.
+// Enqueues SageAttention with key blocks of kBlock; the linear branch takes proj_w from input `weight`.
 template <bool kLinear, int kBlock, bool kFp8, class T>
-Status launchSageAs(SageBuffers const& buffers, Shape const& shape, Call const& call, Kept const& kept,
-                    int32_t blockQ, Linear<T> const& linear, cudaStream_t stream) {
+Status launchSageAs(SageBuffers const& buffers, LinearBuffers<T> const& branch, Shape const& shape, Call const& call,
+                    int32_t weight, Kept const& kept, int32_t blockQ, cudaStream_t stream) {
     auto const* const q = static_cast<T const*>(call.in[0].data);
     auto const* const k = static_cast<T const*>(call.in[1].data);
     auto const* const v = static_cast<T const*>(call.in[2].data);
@@ -143,17 +143,15 @@ Status launchSageAs(SageBuffers const& buffers, Shape const& shape, Call const& 
     status = enqueue(channelStats, dim3(columns(32), depth), dim3(32, kStatGroups), 0, stream, shape,
                      buffers.chunks, buffers.partials, buffers.stats);
     if (!status.ok()) return status;
-    dim3 const blocks(buffers.blocks, shape.heads, shape.batch);
-    status = enqueue(packKeys<T, kBlock>, blocks, kMaxThreads, 0, stream, shape, k, buffers.stats,
-                     buffers.keys, buffers.scales);
+    using Packer = SagePacker<T, kBlock, kFp8>;
+    status = enqueuePass<T, Packer, kLinear>(
+        shape, call, {buffers.stats, valueMax, buffers.keys, buffers.scales, buffers.values}, branch.sums, stream);
     if (!status.ok()) return status;
-    if constexpr (kFp8) {
-        status = enqueue(packValuesFp8<T, kBlock>, blocks, kMaxThreads, 0, stream, shape, v, valueMax,
-                         reinterpret_cast<uint32_t*>(buffers.values));
-    } else {
-        status = enqueue(packValuesF16<T, kBlock>, blocks, kMaxThreads, 0, stream, shape, v, buffers.values);
+    Linear<T> linear{};
+    if constexpr (kLinear) {
+        status = foldLinear(branch, shape, call, weight, stream, &linear);
+        if (!status.ok()) return status;
     }
-    if (!status.ok()) return status;
     SageKeys const packed{buffers.keys, buffers.scales, buffers.values, valueMax};
     auto* const o = static_cast<T*>(call.out[0].data);
     if constexpr (kFp8) {
@@ -171,12 +169,12 @@ Status launchSageAs(SageBuffers const& buffers, Shape const& shape, Call const& 
 
 // The same with the key block and the type of values as attributes say.
 template <bool kLinear, class T>
-Status launchSage(SageBuffers const& buffers, Shape const& shape, Call const& call, Kept const& kept,
-                  int32_t blockQ, int32_t blockK, bool fp8, Linear<T> const& linear, cudaStream_t stream) {
+Status launchSage(SageBuffers const& buffers, LinearBuffers<T> const& branch, Shape const& shape, Call const& call,
+                  int32_t weight, Kept const& kept, int32_t blockQ, int32_t blockK, bool fp8, cudaStream_t stream) {
     auto const small = fp8 ? launchSageAs<kLinear, 64, true, T> : launchSageAs<kLinear, 64, false, T>;
     auto const large = fp8 ? launchSageAs<kLinear, 128, true, T> : launchSageAs<kLinear, 128, false, T>;
     auto const as = blockK == 64 ? small : large;
-    return as(buffers, shape, call, kept, blockQ, linear, stream);
+    return as(buffers, branch, shape, call, weight, kept, blockQ, stream);
 }
 
 }  // namespace turbo::attn

@@ -1,6 +1,6 @@
 // What SageAttention reads: INT8 keys, values in E4M3 or f16, and how queries and probabilities become INT8 and E4M3.
 //
-// Before the attention kernels the ones of this file write, per batch and head,
+// Before the attention kernels the pass over keys and values (attn_keys.cuh) writes, per batch and head,
 //   keys    [block, key, slot] in INT8, and a scale for each block,
 //   values  [block, channel, slot] in E4M3, or [block, key, channel] in f16,
 // padded with zeros to whole blocks and kHeadDim channels, and each block as it lies in shared memory: rows of
@@ -38,20 +38,28 @@ static __global__ void __launch_bounds__(32 * kStatGroups)
     int64_t const width = shape.width();
     int64_t const first = int64_t{blockIdx.x} * 32 * kWidth, channel = first + threadIdx.x * kWidth;
     T const* const from = (isValues ? v : k) + batch * shape.s * width + channel;
-    int32_t const begin = blockIdx.y * kStatRows, end = min(begin + kStatRows, shape.s);
+    int32_t const begin = blockIdx.y * kStatRows + threadIdx.y, end = min((blockIdx.y + 1) * kStatRows, shape.s);
     float total[kWidth] = {};
     if (channel < width) {
-        for (int32_t row = begin + threadIdx.y; row < end; row += kStatGroups) {
-            alignas(16) uint16_t elements[kWidth];
-            if constexpr (kWidth == 8) {
-                *reinterpret_cast<uint4*>(elements) = *reinterpret_cast<uint4 const*>(from + row * width);
-            } else {
-                elements[0] = bitsAt(from + row * width);
+        // Several tokens are on their way at a time.
+        constexpr int kAhead = 4;
+        for (int32_t row = begin; row < end; row += kAhead * kStatGroups) {
+            alignas(16) uint16_t elements[kAhead][kWidth] = {};
+#pragma unroll
+            for (int i = 0; i < kAhead; ++i) {
+                T const* const at = from + (row + i * kStatGroups) * width;
+                if (row + i * kStatGroups >= end) continue;
+                if constexpr (kWidth == 8) {
+                    *reinterpret_cast<uint4*>(elements[i]) = *reinterpret_cast<uint4 const*>(at);
+                } else {
+                    elements[i][0] = bitsAt(at);
+                }
             }
 #pragma unroll
-            for (int i = 0; i < kWidth; ++i) {
-                float const x = unpack<T>(elements[i]).x;
-                total[i] = isValues ? largest(total[i], x) : total[i] + x;
+            for (int i = 0; i < kAhead * kWidth; ++i) {
+                float const x = unpack<T>(elements[i / kWidth][i % kWidth]).x;
+                float& sum = total[i % kWidth];
+                sum = isValues ? largest(sum, x) : sum + x;
             }
         }
     }
@@ -77,6 +85,7 @@ static __global__ void __launch_bounds__(32 * kStatGroups)
     int64_t const width = shape.width(), channel = int64_t{blockIdx.x} * 32 + threadIdx.x;
     float total = 0.0f;
     if (channel < width) {
+#pragma unroll 8
         for (int32_t i = threadIdx.y; i < chunks; i += kStatGroups) {
             float const x = partials[(int64_t{blockIdx.y} * chunks + i) * width + channel];
             total = isValues ? largest(total, x) : total + x;
@@ -92,11 +101,17 @@ static __global__ void __launch_bounds__(32 * kStatGroups)
     stats[blockIdx.y * width + channel] = isValues ? total : __fdiv_rn(total, static_cast<float>(shape.s));
 }
 
+// The largest of one value per lane, for all lanes.
+__device__ inline float warpMax(float x) {
+#pragma unroll
+    for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, i));
+    return x;
+}
+
 // The largest of one value per thread, for all threads.
 __device__ inline float blockMax(float x) {
     __shared__ float warps[kMaxThreads / 32];
-#pragma unroll
-    for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, i));
+    x = warpMax(x);
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
     __syncthreads();
     x = warps[0];
@@ -106,104 +121,198 @@ __device__ inline float blockMax(float x) {
 
 __device__ inline float int8Scale(float amax) { return __fadd_rn(__fdiv_rn(amax, 127.0f), 1e-7f); }
 
-// Rounds half away from zero.
-__device__ inline uint32_t int8(float x, float scale) {
-    float const q = __fdiv_rn(x, scale);
-    return static_cast<uint32_t>(static_cast<int32_t>(q + copysignf(0.5f, q))) & 0xffu;
-}
-
-__device__ inline uint32_t packInt8(float2 low, float2 high, float scale) {
-    return int8(low.x, scale) | int8(low.y, scale) << 8 | int8(high.x, scale) << 16 |
-           int8(high.y, scale) << 24;
-}
-
-// Smooths and quantises one block of keys.
-template <class T, int kBlock>
-__global__ void __launch_bounds__(kMaxThreads)
-    packKeys(Shape shape, T const* k, float const* means, uint4* keys, float* scales) {
-    constexpr int kUnits = kBlock * (kHeadDim / 16) / kMaxThreads;
-    Rows<T const> const rows(k, shape.s, shape, blockIdx.y, blockIdx.z);
-    means += blockIdx.z * shape.width() + int64_t{blockIdx.y} * shape.d;
-    int64_t const block = (int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-    // Sixteen channels of one key at a time.
-    float x[kUnits][16];
-    float amax = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-        int const unit = i * kMaxThreads + threadIdx.x, channel = unit % (kHeadDim / 16) * 16;
-        int32_t const row = blockIdx.x * kBlock + unit / (kHeadDim / 16);
-        loadFloats(x[i], rows, row, channel);
-        loadFloats(x[i] + 8, rows, row, channel + 8);
-#pragma unroll
-        for (int j = 0; j < 16; ++j) {
-            if (row < shape.s && channel + j < shape.d) x[i][j] -= means[channel + j];
-            amax = largest(amax, x[i][j]);
-        }
-    }
-    amax = blockMax(amax);
-    float const scale = int8Scale(amax);
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-        uint32_t words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            words[j] = packInt8({x[i][slotElement(4 * j)], x[i][slotElement(4 * j + 1)]},
-                                {x[i][slotElement(4 * j + 2)], x[i][slotElement(4 * j + 3)]}, scale);
-        }
-        int const unit = i * kMaxThreads + threadIdx.x, row = unit / (kHeadDim / 16), chunk = unit % (kHeadDim / 16);
-        keys[block * kUnits * kMaxThreads + swizzle<kHeadDim / 16>(row, chunk)] = {words[0], words[1], words[2],
-                                                                                   words[3]};
-    }
-    if (threadIdx.x == 0) scales[block] = scale;
-}
-
-// Values of one block in E4M3, transposed, scaled per channel. A thread takes the four keys of a word, eight
-// channels.
-template <class T, int kBlock>
-__global__ void __launch_bounds__(kMaxThreads)
-    packValuesFp8(Shape shape, T const* v, float const* amax, uint32_t* values) {
-    constexpr int kWords = kBlock / 4;
-    Rows<T const> const rows(v, shape.s, shape, blockIdx.y, blockIdx.z);
-    amax += blockIdx.z * shape.width() + int64_t{blockIdx.y} * shape.d;
-    int64_t const block = (int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-    values += block * (kHeadDim * kWords);
-#pragma unroll
-    for (int unit = threadIdx.x; unit < kWords * kRowChunks; unit += kMaxThreads) {
-        // Two lanes read the 32 bytes of a memory sector; every other lane writes words that lie side by
-        // side.
-        int const word = unit / 2 % kWords, channel = (unit / (2 * kWords) * 2 + unit % 2) * 8;
-        float x[4][8];
+// Sixteen numbers of at most 127 scales, divided by the scale and rounded half away from zero.
+__device__ inline void packInt8(uint32_t (&to)[4], float const (&x)[16], float scale) {
+    auto const bytes = [&](auto const& quotient) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            int32_t const key = blockIdx.x * kBlock + word / 4 * 16 + slotElement(word % 4 * 4 + i);
-            loadFloats(x[i], rows, key, channel);
+            uint32_t const low = __byte_perm(quotient(x[4 * i]), quotient(x[4 * i + 1]), 0x0040);
+            uint32_t const high = __byte_perm(quotient(x[4 * i + 2]), quotient(x[4 * i + 3]), 0x0040);
+            to[i] = __byte_perm(low, high, 0x5410);
         }
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-            float const top = channel + j < shape.d ? amax[channel + j] : 0.0f;
-            // A channel of zeros stays zero.
-            float const factor = top > 0.0f ? __fdiv_rn(kFp8ValueMax, top) : 0.0f;
-            values[swizzle<kWords / 4>(channel + j, word / 4) * 4 + word % 4] =
-                packE4m3(x[0][j] * factor, x[1][j] * factor, x[2][j] * factor, x[3][j] * factor);
-        }
-    }
+    };
+    // Multiplies by what is surely less and surely more than the reciprocal: it is off by one part in 2^24, and so are
+    // the quotient rounded to f32 and, from a half on, twice, its sum with a half. What differs is near to a tie.
+    float const rest = __frcp_rn(scale), less = rest * (1 - 0x1p-21f), more = rest * (1 + 0x1p-21f);
+    bool near = false;
+    bytes([&](float x) {
+        // Adding it leaves the nearest integer in the low bits.
+        constexpr float kMagic = 0x1.8p23f;
+        float const sum = fmaf(x, less, kMagic);
+        near |= !(fmaf(x, more, kMagic) == sum);
+        return __float_as_uint(sum);
+    });
+    if (!near) return;
+    bytes([&](float x) {
+        // The first step leaves less than one unit in the last place, the second none (Markstein, 1990). A quotient so
+        // small that remainders underflow rounds to zero all the same.
+        float q = x * rest;
+        q = fmaf(fmaf(-q, scale, x), rest, q);
+        q = fmaf(fmaf(-q, scale, x), rest, q);
+        return static_cast<uint32_t>(static_cast<int32_t>(q + copysignf(0.5f, q)));
+    });
 }
 
-// Values of one block in f16.
-template <class T, int kBlock>
-__global__ void __launch_bounds__(kMaxThreads) packValuesF16(Shape shape, T const* v, uint4* values) {
-    Rows<T const> const rows(v, shape.s, shape, blockIdx.y, blockIdx.z);
-    int64_t const block = (int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-    values += block * (kBlock * kRowChunks);
+// Packs the tiles of the pass over keys and values: smooths and quantises keys by blocks, and writes values in E4M3,
+// transposed and scaled per channel, or in f16.
+template <class T, int kKeys, bool kFp8>
+class SagePacker {
+  public:
+    static constexpr int kBlock = kKeys;
+    struct Shared {
+        float4 means[8][4];  // [four of the 32 channels of a lane, lane % 4]
+        float warps[kMaxThreads / 32];
+    };
+    struct To {
+        float const *means, *valueMax;  // [batch, channel]
+        uint4* keys;
+        float* scales;
+        uint4* values;
+    };
+
+    __device__ SagePacker(To const& to, Shape const& shape, Shared& shared)
+        : shared_(shared), s_(shape.s), d_(shape.d) {
+        int64_t const head = int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
+        int64_t const firstBlock = head * ceilDiv(shape.s, kBlock), channels = head * shape.d;
+        keys_ = to.keys + firstBlock * (kBlock * kKeyChunks);
+        scales_ = to.scales + firstBlock;
+        values_ = to.values + firstBlock * (kBlock * kValueChunks);
+        if (threadIdx.x < kHeadDim) {
+            int const channel = threadIdx.x, within = channel / 64 * 16 + channel % 16;
+            // The mean of a channel that the head lacks is what stands for its keys.
+            float const mean = channel < shape.d ? to.means[channels + channel] : unpack<T>(kLowest<T>).x;
+            reinterpret_cast<float*>(&shared_.means[within / 4][channel / 16 % 4])[within % 4] = mean;
+        }
+        if constexpr (kFp8) {
 #pragma unroll
-    for (int unit = threadIdx.x; unit < kBlock * kRowChunks; unit += kMaxThreads) {
-        float x[8];
-        int const key = unit / kRowChunks, chunk = unit % kRowChunks;
-        loadFloats(x, rows, blockIdx.x * kBlock + key, chunk * 8);
-        values[rowChunk(key, chunk)] = {pack<__half>(x[0], x[1]), pack<__half>(x[2], x[3]),
-                                        pack<__half>(x[4], x[5]), pack<__half>(x[6], x[7])};
+            for (int i = 0; i < 2; ++i) {
+                int const channel = valueChannel(i);
+                float const top = channel < shape.d ? to.valueMax[channels + channel] : 0.0f;
+                // A channel of zeros stays zero.
+                factors_[i] = top > 0.0f ? __fdiv_rn(kFp8ValueMax, top) : 0.0f;
+            }
+        }
+        // Means are there.
+        __syncthreads();
     }
-}
+
+    __device__ void measure(KeyGroup const (&keys)[2], bool valid) {
+        float amax = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            float x[16];
+            smooth(x, keys[i], i);
+#pragma unroll
+            for (int j = 0; j < 16; ++j) amax = largest(amax, x[j]);
+        }
+        amax_ = fmaxf(amax_, valid ? amax : 0.0f);
+        float const all = warpMax(amax_);
+        if (threadIdx.x % 32 == 0) shared_.warps[threadIdx.x / 32] = all;
+    }
+
+    // `keysOf` tells where tiles lie.
+    template <class Keys>
+    __device__ void addKeys(Keys const& keysOf, int32_t tile) {
+        int32_t const start = tile + kTile - kBlock;
+        if (start % kBlock != 0) return;
+        float amax = shared_.warps[0];
+#pragma unroll
+        for (int i = 1; i < kMaxThreads / 32; ++i) amax = fmaxf(amax, shared_.warps[i]);
+        float const scale = int8Scale(amax);
+        // Unrolling would only cost registers.
+#pragma unroll 1
+        for (int i = 0; i < 2 * kBlock / kTile; ++i) {
+            int32_t const part = start + i / 2 * kTile;
+            quantize(keysOf(part), part, i % 2, scale);
+        }
+        if (threadIdx.x == 0) scales_[tile / kBlock] = scale;
+        amax_ = 0.0f;
+    }
+
+    __device__ void addValues(uint4 const* values, int32_t tile) {
+        if constexpr (kFp8) {
+            // Rows of matrices are keys, chosen such that lane t of four gets slots of chunk t of its channel.
+            int const lane = threadIdx.x % 32;
+            int const key = lane % 8 / 2 * 16 + slotElement(lane / 8 * 2 + lane % 2);
+            int const at = tileChunk(key, valueChannel(0) / 8);
+            uint4* const to = values_ + tile / kBlock * (kBlock * kValueChunks);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                uint32_t words[4];
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                    uint32_t pairs[4];
+                    // Eight slots on are four keys.
+                    loadMatricesTransposed(pairs, values + (at ^ (4 * j + i)) + 4 * j * kRowChunks);
+#pragma unroll
+                    for (int w = 0; w < 2; ++w) {
+                        float2 const low = unpack<T>(pairs[2 * w]), high = unpack<T>(pairs[2 * w + 1]);
+                        float const factor = factors_[i];
+                        words[2 * j + w] =
+                            packE4m3(low.x * factor, low.y * factor, high.x * factor, high.y * factor);
+                    }
+                }
+                int const chunk = tile % kBlock / 16 + lane % 4;
+                to[swizzle<kBlock / 16>(valueChannel(i), chunk)] = {words[0], words[1], words[2], words[3]};
+            }
+        } else {
+            int const at = rowChunk(threadIdx.x / kRowChunks, threadIdx.x % kRowChunks);
+            uint4* const to = values_ + tile * kRowChunks + at;
+            // Unrolling would only cost registers.
+#pragma unroll 1
+            for (int i = 0; i < kTile / 16; ++i) {
+                uint4 const from = values[tileStep(at, i)];
+                auto const half = [](uint32_t word) {
+                    float2 const pair = unpack<T>(word);
+                    return pack<__half>(pair.x, pair.y);
+                };
+                to[i * 16 * kRowChunks] = {half(from.x), half(from.y), half(from.z), half(from.w)};
+            }
+        }
+    }
+
+  private:
+    static constexpr int kKeyChunks = kHeadDim / 16;
+    static constexpr int kValueChunks = kKeyChunks * (kFp8 ? 1 : 2);
+
+    // This lane's channels of values, one of each half of its warp's sixteen.
+    __device__ static int valueChannel(int i) { return threadIdx.x / 32 * 16 + i * 8 + threadIdx.x % 32 / 4; }
+
+    // This lane's group `i`, in slots.
+    __device__ void smooth(float (&x)[16], KeyGroup const& keys, int i) const {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                float4 const mean = shared_.means[i * 4 + half * 2 + j][threadIdx.x % 4];
+                uint32_t const(&words)[4] = keys.words[half];
+                float2 const low = unpack<T>(words[2 * j]), high = unpack<T>(words[2 * j + 1]);
+                x[8 * j + half * 2] = low.x - mean.x;
+                x[8 * j + half * 2 + 1] = low.y - mean.y;
+                x[8 * j + half * 2 + 4] = high.x - mean.z;
+                x[8 * j + half * 2 + 5] = high.y - mean.w;
+            }
+        }
+    }
+
+    __device__ void quantize(uint4 const* keys, int32_t tile, int i, float scale) const {
+        float x[16];
+        smooth(x, KeyGroup(keys, i, d_, kLowest<T>), i);
+        uint32_t words[4];
+        packInt8(words, x, scale);
+        int const row = KeyGroup::row();
+        uint4 const chunk = {words[0], words[1], words[2], words[3]};
+        keys_[tile * kKeyChunks + swizzle<kKeyChunks>(row, KeyGroup::number(i))] = tile + row < s_ ? chunk : uint4{};
+    }
+
+    Shared& shared_;
+    uint4* keys_;
+    float* scales_;
+    uint4* values_;
+    float factors_[2] = {};
+    float amax_ = 0.0f;  // of this thread's keys of the block
+    int32_t s_, d_;
+};
 
 // What the queries of all heads read.
 struct SageKeys {
@@ -230,11 +339,14 @@ template <class T>
 __device__ inline void quantizeQueries(uint32_t (&to)[kHeadDim / 32][4], Queries const& q, float scale) {
 #pragma unroll
     for (int step = 0; step < kHeadDim / 32; ++step) {
+        float x[16];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            uint32_t const(&words)[4] = q[2 * step + i / 2];
-            to[step][i] = packInt8(unpack<T>(words[i % 2]), unpack<T>(words[i % 2 + 2]), scale);
+        for (int i = 0; i < 8; ++i) {
+            float2 const pair = unpack<T>(q[2 * step + i / 4][i / 2 % 2 + i % 2 * 2]);
+            x[2 * i] = pair.x;
+            x[2 * i + 1] = pair.y;
         }
+        packInt8(to[step], x, scale);
     }
 }
 
