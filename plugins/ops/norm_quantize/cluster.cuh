@@ -1,7 +1,12 @@
-// The norm and its quantisation in one pass over memory, sm_90 and newer: a cluster of CTAs has 128 rows, each CTA
-// holds its share of them in shared memory, and they tell one another the largest magnitudes of their blocks.
+// The norm and its quantisation in one pass over memory, Hopper: the CTAs of a cluster share 128 rows and tell one
+// another the largest magnitudes of their blocks. A warp has 256 columns of its CTA's rows in registers; its next ones
+// are on their way to shared memory meanwhile, so memory never waits for arithmetic.
 #pragma once
 
+#include <algorithm>
+
+#include "../common/cuda/attn_mma.cuh"
+#include "../common/cuda/hopper.cuh"
 #include "../common/cuda/mma_s8.cuh"
 #include "../common/cuda/norm.cuh"
 #include "../common/cuda/quant.cuh"
@@ -9,173 +14,275 @@
 
 namespace turbo::norm_quantize {
 
-constexpr int32_t kWarps = 8;
-constexpr int32_t kThreads = kWarps * kWarp;
-constexpr int32_t kClusterMax = 8;
-// Bytes of rows with which two CTAs share a multiprocessor's 227 KiB.
-constexpr int32_t kRowBytesOfTwo = 97 * 1024;
-// Bytes of shared memory beside the rows, rounded up.
-constexpr int32_t kBeside = 3 * 1024;
-// A lane's columns of a block.
-constexpr int32_t kLanes = kBlock / kWarp;
-constexpr int32_t kBlocksMax = kWidthMax / kBlock;
+constexpr int32_t kCtas = 16;             // of a cluster
+constexpr int32_t kRows = kBlock / kCtas; // of a CTA
+constexpr int32_t kBlocks = 2;            // of 128 columns, of a warp
+constexpr int32_t kColumns = kBlocks * kBlock;
+constexpr int32_t kLanes = kBlock / kWarp; // a lane's columns of a block
+constexpr int32_t kWords = kLanes / 2;
+constexpr int32_t kWarps = 20;
+constexpr int32_t kWidest = kWarps * kColumns;
 
-#if __CUDA_ARCH__ >= 900
+// The sum of elements and that of their squared differences from their mean; of RMS, 0 and the sum of their squares.
+struct Sums {
+    float sum, squares;
+};
+
+#if TURBO_HOPPER
 
 __device__ __forceinline__ void syncCluster() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// A word of another CTA's shared memory, at the place of this CTA's `shared`.
-__device__ __forceinline__ uint32_t loadFrom(uint32_t shared, uint32_t cta) {
-    uint32_t address, word;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(cta));
-    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
-    return word;
+// Writes a word to another CTA's shared memory, at the place of this CTA's `shared`; its bytes count at that CTA's
+// barrier. The stores before it need not have ended, as they must before a barrier of the cluster.
+__device__ __forceinline__ void storeTo(int32_t cta, uint32_t shared, uint32_t barrier, uint32_t word) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 address, bytes;\n"
+        "mapa.shared::cluster.u32 address, %0, %2;\n"
+        "mapa.shared::cluster.u32 bytes, %1, %2;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [address], %3, [bytes];\n"
+        "}" ::"r"(shared),
+        "r"(barrier), "r"(cta), "r"(word)
+        : "memory");
 }
 
-// The moments of a row of which the lanes hold interleaved runs of kLanes elements.
-template <class T>
-__device__ __forceinline__ Moments rowMoments(T const* row, int32_t width, NormKind kind) {
-    float const count = static_cast<float>(width);
-    int32_t const lane = static_cast<int32_t>(threadIdx.x) % kWarp;
-    float mean = 0.0f, squares = 0.0f, x[kLanes];
-    if (kind.layer) {
-        for (int32_t column = lane * kLanes; column < width; column += kBlock) {
-            load<true>(x, row + column);
+// The sums of two sets of `count` elements each (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm
+// for computing sample variances").
+__device__ __forceinline__ Sums merge(Sums a, Sums b, float count) {
+    float const apart = a.sum - b.sum;
+    return {a.sum + b.sum, fmaf(apart * apart, 0.5f / count, a.squares + b.squares)};
+}
+
+// Of `kCount` rows of which every lane has two blocks' words: the sums, over as many lanes, of row lane % kCount.
+template <class T, int32_t kCount>
+__device__ __forceinline__ Sums reduceRows(uint32_t const (*rows)[kBlocks * kWords], bool layer) {
+    constexpr int32_t kHeld = kBlocks * kLanes;
+    if constexpr (kCount == 1) {
+        float x[kHeld], sum = 0.0f, squares = 0.0f;
 #pragma unroll
-            for (float v : x) mean += v;
+        for (int32_t i = 0; i < kHeld / 2; ++i) {
+            float2 const pair = attn::unpack<T>(rows[0][i]);
+            x[2 * i] = pair.x;
+            x[2 * i + 1] = pair.y;
+            sum += pair.x + pair.y;
         }
-        mean = warpSum(mean) / count;
-    }
-    for (int32_t column = lane * kLanes; column < width; column += kBlock) {
-        load<true>(x, row + column);
+        if (!layer) sum = 0.0f;
+        float const mean = sum * (1.0f / kHeld);
 #pragma unroll
-        for (float v : x) squares = fmaf(v - mean, v - mean, squares);
+        for (int32_t i = 0; i < kHeld; ++i) squares = fmaf(x[i] - mean, x[i] - mean, squares);
+        return {sum, squares};
+    } else {
+        // Lanes whose numbers differ in one bit exchange the halves of the rows that they do not keep.
+        constexpr int32_t kHalf = kCount / 2;
+        Sums const low = reduceRows<T, kHalf>(rows, layer), high = reduceRows<T, kHalf>(rows + kHalf, layer);
+        bool const upper = threadIdx.x & kHalf;
+        Sums const kept = upper ? high : low, given = upper ? low : high;
+        Sums const got = {__shfl_xor_sync(kAllLanes, given.sum, kHalf),
+                          __shfl_xor_sync(kAllLanes, given.squares, kHalf)};
+        return merge(kept, got, kHeld * kHalf);
     }
-    return {mean, __frsqrt_rn(warpSum(squares) / count + kind.eps)};
 }
 
 #endif
 
-// Arguments as kernel.cu has them. A warp takes every kWarps'th of the CTA's `held` rows.
+// Arguments as kernel.cu has them. A cluster takes the tiles of 128 rows in turn with the others. Rows past the end are
+// the last one again: they change no maximum, and what they write is the same.
 template <Format kFormat, class T, class Arguments>
-__global__ void __launch_bounds__(kThreads) kernel(Arguments a, int32_t held) {
-#if __CUDA_ARCH__ >= 900
-    extern __shared__ uint4 memory[];
-    __shared__ uint32_t greatest[kBlocksMax];  // bits of what is not negative order as it does
-    __shared__ float factors[kBlocksMax];
-    __shared__ Moments moments[kBlock];
-    T* const rows = reinterpret_cast<T*>(memory);
+__global__ void __launch_bounds__(kWarps * kWarp) kernel(Arguments a) {
+#if TURBO_HOPPER
+    extern __shared__ uint4 memory[];  // [warps][kRows][kColumns] of T
+    __shared__ Sums partial[kWarps][kRows];
+    __shared__ Moments copies[kWarps][kRows];
+    // Two, since other CTAs may be a tile ahead.
+    __shared__ uint32_t tops[2][kWarps][kBlocks][kCtas];
+    __shared__ uint64_t barriers[2];
+    int32_t const warps = static_cast<int32_t>(blockDim.x) / kWarp;
     int32_t const warp = static_cast<int32_t>(threadIdx.x) / kWarp, lane = static_cast<int32_t>(threadIdx.x) % kWarp;
-    int32_t const first = static_cast<int32_t>(blockIdx.x) * held;
-    int32_t const mine = min(held, a.rows - first);
-    int32_t const blocks = (a.width - 1) / kBlock + 1;
-    for (int32_t i = threadIdx.x; i < blocks; i += kThreads) greatest[i] = __float_as_uint(kLeastAmax);
+    int32_t const rank = static_cast<int32_t>(blockIdx.x) % kCtas;
+    int32_t const clusters = static_cast<int32_t>(gridDim.x) / kCtas;
+    int32_t const tiles = (a.rows - 1) / kBlock + 1;
+    int32_t const column = warp * kColumns + lane * kLanes;
+    float const count = static_cast<float>(a.width);
+    T const* const x = static_cast<T const*>(a.x);
+    T* const next = reinterpret_cast<T*>(memory) + warp * kRows * kColumns;
 
-    T const* const from = static_cast<T const*>(a.x) + static_cast<int64_t>(first) * a.width;
-    for (int32_t row = warp; row < mine; row += kWarps) {
-        for (int32_t column = lane * kWide<T>; column < a.width; column += kWarp * kWide<T>) {
-            int32_t const at = row * a.width + column;
-            w8a8::copyAsync16(sharedAddress(rows + at), from + at, true);
-        }
-    }
-    w8a8::commitCopies();
-    w8a8::waitCopies<0>();
-    __syncwarp();
-    for (int32_t row = warp; row < mine; row += kWarps) {
-        Moments const found = rowMoments(rows + row * a.width, a.width, a.kind);
-        if (lane == 0) moments[row] = found;
-    }
-    __syncthreads();
-
-    // Nearly always all rows belong to one group, and a quotient for each row costs more than the norm.
-    int32_t const firstGroup = first / a.rowsOfGroup;
-    bool const oneGroup = (first + mine - 1) / a.rowsOfGroup == firstGroup;
-    // Calls `visit(row, values)` with the warp's normalised rows in one block of columns.
-    auto const forEach = [&](int32_t block, auto visit) {
-        int32_t const column = block * kBlock + lane * kLanes;
-        if (column >= a.width) return;
-        int32_t group = -1;
-        float scale[kLanes], shift[kLanes];
-        for (int32_t row = warp; row < mine; row += kWarps) {
-            int32_t its = firstGroup;
-            if (!oneGroup) its = (first + row) / a.rowsOfGroup;
-            if (its != group) {
-                group = its;
-                load<true>(scale, a.scale + static_cast<int64_t>(group) * a.width + column);
-                load<true>(shift, a.shift + static_cast<int64_t>(group) * a.width + column);
-            }
-            float v[kLanes];
-            load<true>(v, rows + row * a.width + column);
+    // The first row of the CTA in a tile, and the last one, counted from it.
+    auto const firstOf = [&](int32_t tile) { return min(tile * kBlock + rank * kRows, a.rows - 1); };
+    auto const lastOf = [&](int32_t first) { return min(a.rows - 1 - first, kRows - 1); };
+    auto const copy = [&](int32_t tile) {
+        int32_t const first = firstOf(tile), last = lastOf(first);
+        T const* const from = x + static_cast<int64_t>(first) * a.width + warp * kColumns + lane * kWide<T>;
+        int32_t const bytes = a.width * static_cast<int32_t>(sizeof(T));
+        uint32_t const to = sharedAddress(next + lane * kWide<T>);
 #pragma unroll
-            for (int32_t i = 0; i < kLanes; ++i) v[i] = normalize(v[i], moments[row], scale[i], shift[i]);
-            visit(row, v);
+        for (int32_t row = 0; row < kRows; ++row) {
+            char const* const it = reinterpret_cast<char const*>(from) + int64_t{min(row, last)} * bytes;
+            w8a8::copyAsync16(to + row * kColumns * sizeof(T), it, true);
         }
+        w8a8::commitCopies();
     };
-    for (int32_t block = 0; block < blocks; ++block) {
-        float amax = 0.0f;
-        forEach(block, [&](int32_t, float (&v)[kLanes]) {
+    int32_t tile = static_cast<int32_t>(blockIdx.x) / kCtas;
+    copy(tile);
+    if (threadIdx.x == 0) {
+        for (uint64_t& barrier : barriers) hopper::initBarrier(sharedAddress(&barrier), 1);
+        hopper::publishBarriers();
+    }
+    __syncwarp();
+    syncCluster();
+    for (hopper::Ring<2> turn; tile < tiles; tile += clusters, turn.advance()) {
+        uint32_t const barrier = sharedAddress(&barriers[turn.stage]);
+        if (threadIdx.x == 0) hopper::expectBytes(barrier, warps * sizeof(tops[0][0]));
+        uint32_t words[kRows][kBlocks * kWords];
+        w8a8::waitCopies<0>();
+        __syncwarp();
 #pragma unroll
-            for (float x : v) amax = fmaxf(amax, fabsf(x));
-        });
-        uint32_t const top = __reduce_max_sync(kAllLanes, __float_as_uint(amax));
-        if (lane == 0) atomicMax(&greatest[block], top);
-    }
-    syncCluster();
-    uint32_t ctas, rank;
-    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ctas));
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    for (int32_t block = threadIdx.x; block < blocks; block += kThreads) {
-        uint32_t top = 0;
-        for (uint32_t cta = 0; cta < ctas; ++cta) {
-            top = max(top, loadFrom(sharedAddress(&greatest[block]), cta));
+        for (int32_t row = 0; row < kRows; ++row) {
+#pragma unroll
+            for (int32_t block = 0; block < kBlocks; ++block) {
+                T const* const from = next + row * kColumns + block * kBlock + lane * kLanes;
+                uint2 const pair = *reinterpret_cast<uint2 const*>(from);
+                words[row][block * kWords] = pair.x;
+                words[row][block * kWords + 1] = pair.y;
+            }
         }
-        float const amax = __uint_as_float(top);
-        factors[block] = __fdiv_rn(kTop<kFormat>, amax);
-        if (rank == 0) a.s[static_cast<int64_t>(first / kBlock) * blocks + block] = __fdiv_rn(amax, kTop<kFormat>);
-    }
-    // Also keeps this CTA's maxima until the others have read them.
-    syncCluster();
-    int8_t* const q = a.q + static_cast<int64_t>(first) * a.width;
-    for (int32_t block = 0; block < blocks; ++block) {
-        forEach(block, [&](int32_t row, float (&v)[kLanes]) {
-            int8_t values[kLanes];
-            toBytes<kFormat>(values, v, factors[block]);
-            store<true>(q + static_cast<int64_t>(row) * a.width + block * kBlock + lane * kLanes, values);
-        });
+        __syncwarp();
+        if (tile + clusters < tiles) copy(tile + clusters);
+
+        Sums sums = reduceRows<T, kRows>(words, a.kind.layer);
+#pragma unroll
+        for (int32_t i = kRows; i < kWarp; i *= 2) {
+            Sums const others = {__shfl_xor_sync(kAllLanes, sums.sum, i), __shfl_xor_sync(kAllLanes, sums.squares, i)};
+            sums = merge(sums, others, kBlocks * kLanes * i);
+        }
+        if (lane < kRows) partial[warp][lane] = sums;
+        __syncthreads();
+        // Lanes of the same row share the warps' sums of it.
+        sums = {0.0f, 0.0f};
+#pragma unroll 5
+        for (int32_t i = lane / kRows; i < warps; i += kWarp / kRows) sums.sum += partial[i][lane % kRows].sum;
+#pragma unroll
+        for (int32_t i = kRows; i < kWarp; i *= 2) sums.sum += __shfl_xor_sync(kAllLanes, sums.sum, i);
+        float const mean = sums.sum / count;
+#pragma unroll 5
+        for (int32_t i = lane / kRows; i < warps; i += kWarp / kRows) {
+            Sums const its = partial[i][lane % kRows];
+            float const apart = its.sum * (1.0f / kColumns) - mean;
+            sums.squares += fmaf(apart * apart, kColumns, its.squares);
+        }
+#pragma unroll
+        for (int32_t i = kRows; i < kWarp; i *= 2) sums.squares += __shfl_xor_sync(kAllLanes, sums.squares, i);
+        if (lane < kRows) copies[warp][lane] = {mean, __frsqrt_rn(sums.squares / count + a.kind.eps)};
+        __syncwarp();
+
+        // Calls `visit(row, values)` with the normalised rows in one of the warp's blocks.
+        int32_t const first = firstOf(tile), last = lastOf(first), group = first / a.rowsOfGroup;
+        bool const oneGroup = group == (first + last) / a.rowsOfGroup;
+        auto const forEach = [&](int32_t block, auto visit) {
+            int32_t at = column + block * kBlock;
+            int32_t end = last;
+            asm volatile("" : "+r"(at), "+r"(end));  // addresses are not worth registers from one block to the next
+            float scale[kLanes], shift[kLanes];
+            auto const modulateAs = [&](int32_t group) {
+                load<true>(scale, a.scale + static_cast<int64_t>(group) * a.width + at);
+                load<true>(shift, a.shift + static_cast<int64_t>(group) * a.width + at);
+            };
+            auto const visitRow = [&](int32_t row, uint32_t low, uint32_t high) {
+                Moments const moments = copies[warp][row];
+                float2 const pairs[] = {attn::unpack<T>(low), attn::unpack<T>(high)};
+                float v[kLanes] = {pairs[0].x, pairs[0].y, pairs[1].x, pairs[1].y};
+#pragma unroll
+                for (int32_t i = 0; i < kLanes; ++i) v[i] = normalize(v[i], moments, scale[i], shift[i]);
+                visit(min(row, end), v);
+            };
+            if (oneGroup) {
+                modulateAs(group);
+#pragma unroll
+                for (int32_t row = 0; row < kRows; ++row) {
+                    visitRow(row, words[row][block * kWords], words[row][block * kWords + 1]);
+                }
+            } else {
+                // So rare that it may read the rows again, for short code.
+#pragma unroll 1
+                for (int32_t row = 0; row < kRows; ++row) {
+                    int32_t const token = first + min(row, last);
+                    modulateAs(token / a.rowsOfGroup);
+                    T const* const from = x + static_cast<int64_t>(token) * a.width + at;
+                    uint2 const pair = *reinterpret_cast<uint2 const*>(from);
+                    visitRow(row, pair.x, pair.y);
+                }
+            }
+        };
+        hopper::settle(words);
+#pragma unroll
+        for (int32_t block = 0; block < kBlocks; ++block) {
+            float amax = kLeastAmax;
+            forEach(block, [&](int32_t, float (&v)[kLanes]) {
+#pragma unroll
+                for (int32_t i = 0; i < kLanes; ++i) amax = fmaxf(amax, fabsf(v[i]));
+            });
+            // Bits of what is not negative order as it does.
+            uint32_t const top = __reduce_max_sync(kAllLanes, __float_as_uint(amax));
+            if (lane < kCtas) storeTo(lane, sharedAddress(&tops[turn.stage][warp][block][rank]), barrier, top);
+        }
+        hopper::wait(barrier, turn.parity);
+        hopper::settle(words);
+        float factors[kBlocks];
+#pragma unroll
+        for (int32_t block = 0; block < kBlocks; ++block) {
+            uint32_t const top = __reduce_max_sync(kAllLanes, tops[turn.stage][warp][block][lane % kCtas]);
+            float const amax = __uint_as_float(top);
+            factors[block] = __fdiv_rn(kTop<kFormat>, amax);
+            if (rank == 0 && lane == 0) {
+                int64_t const at = (static_cast<int64_t>(tile) * warps + warp) * kBlocks + block;
+                a.s[at] = __fdiv_rn(amax, kTop<kFormat>);
+            }
+        }
+#pragma unroll
+        for (int32_t block = 0; block < kBlocks; ++block) {
+            int8_t* q = a.q + static_cast<int64_t>(first) * a.width + column + block * kBlock;
+            asm volatile("" : "+l"(q));  // nor are its parts
+            __builtin_assume(__isGlobal(q));
+            forEach(block, [&](int32_t row, float (&v)[kLanes]) {
+                *reinterpret_cast<uint32_t*>(q + int64_t{row} * a.width) = toWord<kFormat>(v, factors[block]);
+            });
+        }
     }
 #endif
 }
 
-// CTAs of a cluster that share 128 rows of `bytes`, so few that two fit a multiprocessor, or else as many as there can
-// be; 0 if not even those have their rows in `shared` bytes.
-inline int32_t clusterSize(int64_t bytes, int32_t shared) {
-    for (int32_t ctas = 1; ctas < kClusterMax; ctas *= 2) {
-        if (kBlock / ctas * bytes <= kRowBytesOfTwo) return ctas;
-    }
-    return kBlock / kClusterMax * bytes <= shared - kBeside ? kClusterMax : 0;
+// Whether rows are such that whole warps have them. Their accesses must be wide.
+inline bool fits(DType type, int64_t width) {
+    return type != DType::kF32 && width % kColumns == 0 && width <= kWidest;
 }
 
-// Enqueues the kernel for rows whose accesses are wide. What fails is CUDA's last error.
+// Enqueues the kernel, for as many clusters as run at a time.
 template <Format kFormat, class T, class Arguments>
-void launch(Arguments const& arguments, int32_t ctas, cudaStream_t stream) {
-    int32_t const held = kBlock / ctas;
-    int32_t const shared = held * arguments.width * static_cast<int32_t>(sizeof(T));
+cudaError_t launch(Arguments const& arguments, cudaStream_t stream) {
     auto* const run = kernel<kFormat, T, Arguments>;
-    if (cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, shared) != cudaSuccess) return;
+    int32_t const shared = kRows * arguments.width * static_cast<int32_t>(sizeof(T));
+    cudaError_t error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error == cudaSuccess && kCtas > 8) {
+        error = cudaFuncSetAttribute(run, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    }
+    if (error != cudaSuccess) return error;
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = static_cast<uint32_t>(ctas);
+    cluster.val.clusterDim.x = kCtas;
     cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<uint32_t>(ceilDiv(arguments.rows, kBlock)) * static_cast<uint32_t>(ctas));
-    config.blockDim = dim3(kThreads);
+    config.gridDim = dim3(static_cast<uint32_t>(ceilDiv(arguments.rows, kBlock)) * kCtas);
+    config.blockDim = dim3(static_cast<uint32_t>(arguments.width / kColumns * kWarp));
     config.dynamicSmemBytes = static_cast<size_t>(shared);
     config.stream = stream;
     config.attrs = &cluster;
     config.numAttrs = 1;
-    cudaLaunchKernelEx(&config, run, arguments, held);
+    int clusters = 0;
+    error = cudaOccupancyMaxActiveClusters(&clusters, run, &config);
+    if (error != cudaSuccess) return error;
+    config.gridDim.x = std::min(config.gridDim.x, static_cast<uint32_t>(std::max(clusters, 1)) * kCtas);
+    return cudaLaunchKernelEx(&config, run, arguments);
 }
 
 }  // namespace turbo::norm_quantize

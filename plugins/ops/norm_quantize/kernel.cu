@@ -91,13 +91,12 @@ Status launch(TurboNormQuantize::Attrs const& attrs, Call const& call, void* wor
     hopper::Device device;
     cudaError_t const error = hopper::describeDevice(device);
     if (error != cudaSuccess) return {nullptr, error};
-    int32_t const ctas = norm_quantize::clusterSize(width * (x.type == DType::kF32 ? 4 : 2), device.shared);
-    if (device.isHopper && wide && ctas > 0) {
+    if (device.isHopper && wide && norm_quantize::fits(x.type, width)) {
         return withFormat(attrs.format.index, [&](auto format) {
-            return withType(x.type, [&](auto tag) {
-                using T = typename decltype(tag)::Type;
-                norm_quantize::launch<decltype(format)::value, T>(arguments, ctas, stream);
-            });
+            constexpr Format kFormat = decltype(format)::value;
+            return Status{nullptr, x.type == DType::kBF16
+                                       ? norm_quantize::launch<kFormat, __nv_bfloat16>(arguments, stream)
+                                       : norm_quantize::launch<kFormat, __half>(arguments, stream)};
         });
     }
     Status const status = withRow<1>(x.type, wide, width, [&](auto tag) {

@@ -17,30 +17,42 @@ enum class Format : int32_t { kInt8, kE4m3 };
 template <Format kFormat>
 constexpr float kTop = kFormat == Format::kInt8 ? 128.0f : 448.0f;
 
-// x * factor as eight bits, rounded to nearest even and saturated; what is no number becomes 0.
+// Four integers as INT8, saturated, the first in the lowest byte.
+__device__ __forceinline__ uint32_t packS8(int32_t x0, int32_t x1, int32_t x2, int32_t x3) {
+    uint32_t high, word;
+    asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, 0;" : "=r"(high) : "r"(x3), "r"(x2));
+    asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(word) : "r"(x1), "r"(x0), "r"(high));
+    return word;
+}
+
+// x * factor as eight bits each, rounded to nearest even and saturated; what is no number becomes 0.
+template <Format kFormat>
+__device__ __forceinline__ uint32_t toWord(float const (&x)[4], float factor) {
+    if constexpr (kFormat == Format::kInt8) {
+        return packS8(__float2int_rn(x[0] * factor), __float2int_rn(x[1] * factor), __float2int_rn(x[2] * factor),
+                      __float2int_rn(x[3] * factor));
+    } else {
+        float four[4];
+#pragma unroll
+        for (int32_t i = 0; i < 4; ++i) {
+            float const v = x[i] * factor;
+            four[i] = v == v ? v : 0.0f;
+        }
+        return packE4m3(four[0], four[1], four[2], four[3]);
+    }
+}
+
+// The same of any count.
 template <Format kFormat, int32_t kCount>
 __device__ __forceinline__ void toBytes(int8_t (&to)[kCount], float const (&x)[kCount], float factor) {
-    if constexpr (kFormat == Format::kInt8) {
 #pragma unroll
-        for (int32_t i = 0; i < kCount; ++i) {
-            to[i] = static_cast<int8_t>(max(-128, min(127, __float2int_rn(x[i] * factor))));
-        }
-    } else {
+    for (int32_t i = 0; i < kCount; i += 4) {
+        float four[4] = {};
 #pragma unroll
-        for (int32_t i = 0; i < kCount; i += 4) {
-            float four[4] = {};
+        for (int32_t j = 0; j < 4 && i + j < kCount; ++j) four[j] = x[i + j];
+        uint32_t const word = toWord<kFormat>(four, factor);
 #pragma unroll
-            for (int32_t j = 0; j < 4; ++j) {
-                if (i + j >= kCount) continue;
-                float const v = x[i + j] * factor;
-                four[j] = v == v ? v : 0.0f;
-            }
-            uint32_t const word = packE4m3(four[0], four[1], four[2], four[3]);
-#pragma unroll
-            for (int32_t j = 0; j < 4; ++j) {
-                if (i + j < kCount) to[i + j] = static_cast<int8_t>(word >> 8 * j);
-            }
-        }
+        for (int32_t j = 0; j < 4 && i + j < kCount; ++j) to[i + j] = static_cast<int8_t>(word >> 8 * j);
     }
 }
 
