@@ -14,7 +14,7 @@
 
 namespace turbo::norm_quantize {
 
-constexpr int32_t kCtas = 16;             // of a cluster
+constexpr int32_t kCtas = 8 ;             // of a cluster
 constexpr int32_t kRows = kBlock / kCtas; // of a CTA
 constexpr int32_t kBlocks = 2;            // of 128 columns, of a warp
 constexpr int32_t kColumns = kBlocks * kBlock;

@@ -312,6 +312,8 @@ struct Softmax {
 template <int kTiles>
 __device__ inline void maskKeys(float (&scores)[kTiles][4], int32_t left) {
     if (left >= kTiles * 8) return;
+    // Keeps it a branch: without it, all tiles would compare what only the last one has to.
+    asm volatile("" ::: "memory");
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
