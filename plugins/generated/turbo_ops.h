@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "block_map.h"
+#include "linear.h"
 #include "norm.h"
 #include "norm_quantize.h"
 #include "norm_rope.h"
@@ -20,6 +21,7 @@
 #define TURBO_OPS(X) \
     X(TurboAttention) \
     X(TurboBlockMap) \
+    X(TurboLinear) \
     X(TurboNorm) \
     X(TurboNormQuantize) \
     X(TurboNormRope) \

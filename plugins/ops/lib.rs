@@ -12,6 +12,7 @@ pub mod attention;
 pub mod block_map;
 pub mod cases;
 pub mod common;
+pub mod linear;
 pub mod norm;
 pub mod norm_quantize;
 pub mod norm_rope;
@@ -36,6 +37,7 @@ pub const DOMAIN: &str = "turbo";
 pub const ALL: &[&Op] = &[
     &attention::OP,
     &block_map::OP,
+    &linear::OP,
     &norm::OP,
     &norm_quantize::OP,
     &norm_rope::OP,

@@ -294,6 +294,19 @@ proptest! {
     }
 
     #[test]
+    fn plain_linear_of_an_identity_adds_the_bias(draw in draw()) {
+        let [m, k, _] = draw.mkn;
+        let (x, bias) = (normal(&[m, k], draw.seed), normal(&[k], !draw.seed));
+        let mut identity = vec![0.0; k * k];
+        identity.iter_mut().step_by(k + 1).for_each(|v| *v = 1.0);
+        let attrs = Attrs::new().choice("activation", "none");
+        let y = run(op("TurboLinear"), &attrs, &[x.clone(), Tensor::f64(&[k, k], identity), bias.clone()]);
+        for (i, &y) in f32s(&y[0]).iter().enumerate() {
+            prop_assert_eq!(y, x.as_f64()[i] as f32 + bias.as_f64()[i % k] as f32);
+        }
+    }
+
+    #[test]
     fn fused_quantisation_is_that_of_the_separate_op(draw in draw()) {
         for (fused, first) in
             [("TurboNormQuantize", "TurboNorm"), ("TurboW8A8LinearQuantize", "TurboW8A8Linear")]

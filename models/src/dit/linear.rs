@@ -92,14 +92,22 @@ impl<'a> Linears<'a> {
         self.at(g, &path, x, n)
     }
 
+    /// `activation(x @ weight^T + bias)`. In f32 every backend's own product is better.
+    fn full(&self, g: &mut Graph, path: &str, x: Value, n: usize, activation: &str) -> Value {
+        let k = g.dim(x, 1);
+        let w = self.params.get(g, &format!("{path}.weight"), &[n, k]);
+        let bias = self.bias(g, path, n, self.params.compute);
+        if self.params.compute != DType::F32 {
+            let attrs = Attrs::new().choice("activation", activation);
+            return turbo_ops::emit(g, "TurboLinear", attrs, &[x, w, bias])[0];
+        }
+        let y = g.gemm(x, w, Some(bias));
+        if activation == "gelu_tanh" { g.gelu_tanh(y) } else { y }
+    }
+
     fn at(&self, g: &mut Graph, path: &str, x: &Input, n: usize) -> Value {
         match *x {
-            Input::Plain(x) => {
-                let k = g.dim(x, 1);
-                let w = self.params.get(g, &format!("{path}.weight"), &[n, k]);
-                let bias = self.bias(g, path, n, self.params.compute);
-                g.gemm(x, w, Some(bias))
-            }
+            Input::Plain(x) => self.full(g, path, x, n, "none"),
             Input::Quantized(format, q, s) => {
                 let [w, ws, bias] = self.quantized(g, format, path, [n, g.dim(q, 1)]);
                 let attrs = attrs(format).choice("activation", "none").choice("dtype", self.dtype());
@@ -111,9 +119,9 @@ impl<'a> Linears<'a> {
     /// `gelu(linear(x))` as input rows of the next linear.
     pub(super) fn gelu_input(&self, g: &mut Graph, leaf: &str, x: &Input, n: usize) -> Input {
         match *x {
-            Input::Plain(_) => {
-                let y = self.apply(g, leaf, x, n);
-                Input::Plain(g.gelu_tanh(y))
+            Input::Plain(x) => {
+                let path = g.path(leaf);
+                Input::Plain(self.full(g, &path, x, n, "gelu_tanh"))
             }
             Input::Quantized(format, q, s) => {
                 let path = g.path(leaf);
@@ -160,6 +168,39 @@ impl<'a> Linears<'a> {
                 let inputs = [q, s, w, ws, bias, residual, gate];
                 turbo_ops::emit(g, "TurboW8A8LinearResidual", attrs(format), &inputs)[0]
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Weights;
+
+    /// One linear of 8 to 16.
+    struct One;
+
+    impl Weights for One {
+        fn info(&self, name: &str) -> Option<(DType, Vec<usize>)> {
+            let shape = if name.ends_with("weight") { vec![16, 8] } else { vec![16] };
+            Some((DType::Bf16, shape))
+        }
+    }
+
+    #[test]
+    fn a_plain_linear_takes_its_activation_and_stored_weights() {
+        for (compute, expected) in [(DType::Bf16, &["TurboLinear"][..]), (DType::F32, &["Gemm", "Gelu"])] {
+            let linears = Linears::plain(Params::converted(&One, compute));
+            let mut g = Graph::new("linear");
+            let x = g.input("x", compute, &[4, 8]);
+            let Input::Plain(y) = linears.gelu_input(&mut g, "ffn", &Input::Plain(x), 16) else {
+                panic!("quantised")
+            };
+            g.output("y", y);
+            let g = g.finish().unwrap();
+            assert_eq!(g.nodes().iter().map(|node| node.op.as_str()).collect::<Vec<_>>(), expected);
+            let names: Vec<&str> = g.initializers().iter().map(|one| one.name.as_str()).collect();
+            assert_eq!(names, ["ffn.weight", "ffn.bias"]);
         }
     }
 }

@@ -183,6 +183,12 @@ fn benches(model: &Model) -> Vec<Bench> {
         let axes = vec![("m", l), ("n", n), ("k", k), ("g", 1)];
         (format!("n={n} k={k}"), axes, Work { eight: 2.0 * (l * n * k) as f64, ..Work::default() })
     };
+    for (n, k, activation) in [(c, c, "none"), (ffn, c, "gelu_tanh"), (c, ffn, "none")] {
+        let (form, axes, work) = linear(n, k);
+        let form = if activation == "none" { form } else { format!("{form} gelu") };
+        let work = Work { sixteen: work.eight, ..Work::default() };
+        add("TurboLinear", &form, Attrs::new().choice("activation", activation), &axes, work);
+    }
     for format in FORMATS {
         let plain = Attrs::new().choice(FORMAT.name, format);
         let [none, gelu] = ["none", "gelu_tanh"].map(|word| plain.clone().choice("activation", word));

@@ -149,9 +149,10 @@ pub fn run(
     Ok(outcomes)
 }
 
-/// Tensor cores multiply 16-bit types: attention kernels need not take f32. Every other kernel takes all.
+/// Tensor cores multiply 16-bit types: products of activations need not take f32. Every other kernel takes all.
 fn may_refuse(job: &Job) -> bool {
-    job.activation == Element::F32 && job.op.inputs.iter().any(|def| def.name == "v")
+    let multiplies = job.op.name == "TurboLinear" || job.op.inputs.iter().any(|def| def.name == "v");
+    job.activation == Element::F32 && multiplies
 }
 
 /// Why the kernel does not take a job.
@@ -320,18 +321,28 @@ mod tests {
     }
 
     #[test]
-    fn attention_alone_may_refuse_f32() {
+    fn products_alone_may_refuse_f32() {
         let all = jobs(Selection::default()).unwrap();
         let mut names: Vec<&str> = all.iter().filter(|job| may_refuse(job)).map(|job| job.op.name).collect();
         names.dedup();
-        assert_eq!(names, ["TurboAttention", "TurboSageAttention", "TurboSageSla", "TurboSla"]);
+        assert_eq!(
+            names,
+            ["TurboAttention", "TurboLinear", "TurboSageAttention", "TurboSageSla", "TurboSla"]
+        );
         assert!(all.iter().all(|job| !may_refuse(job) || job.activation == Element::F32));
     }
 
     /// The CPU kernels, encoded as a GPU would give them, are within the tolerances: so are right results.
     #[test]
     fn rounded_results_pass() {
-        let names = ["TurboNorm", "TurboQuantize", "TurboW8A8Linear", "TurboBlockMap", "TurboNormQuantize"];
+        let names = [
+            "TurboNorm",
+            "TurboQuantize",
+            "TurboLinear",
+            "TurboW8A8Linear",
+            "TurboBlockMap",
+            "TurboNormQuantize",
+        ];
         for name in names {
             let selection = Selection { op: Some(name), small: true, ..Selection::default() };
             for job in jobs(selection).unwrap() {

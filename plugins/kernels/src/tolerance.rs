@@ -43,6 +43,7 @@ const TABLE: &[Row] = &[
         Bound::Exact,
         "pools are summed in f32 or better, the order of scores is the same",
     ),
+    row("TurboLinear", "y", ROUNDED, "sums are f32; the output is rounded"),
     row("TurboNorm", "y", ROUNDED, "the output is rounded"),
     row("TurboNormQuantize", "q", Bound::Case, "nothing between norm and quantisation is rounded to T"),
     row("TurboNormQuantize", "s", Bound::Case, "scales are f32"),

@@ -87,14 +87,16 @@ pub fn reference_linear(attrs: &Attrs, inputs: &[Tensor]) -> Vec<f64> {
                 let scale = s[i / BLOCK * tiles + x / BLOCK] * ws[j / BLOCK * tiles + x / BLOCK];
                 sum += f64::from(format.value(q[i * k + x])) * f64::from(format.value(w[j * k + x])) * scale;
             }
-            if attrs.get_choice("activation") == "gelu_tanh" {
-                let inner = (2.0 / std::f64::consts::PI).sqrt() * (sum + 0.044715 * sum.powi(3));
-                sum = 0.5 * sum * (1.0 + inner.tanh());
-            }
-            y[i * n + j] = sum;
+            y[i * n + j] = if gelu(attrs) { reference_gelu(sum) } else { sum };
         }
     }
     y
+}
+
+/// GELU with the tanh approximation.
+pub fn reference_gelu(x: f64) -> f64 {
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+    0.5 * x * (1.0 + inner.tanh())
 }
 
 fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
@@ -133,7 +135,7 @@ pub fn expand_linear(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Value {
     let x = quantize::expand_dequantize(g, format, inputs[0], inputs[1]);
     let w = quantize::expand_dequantize(g, format, inputs[2], inputs[3]);
     let y = g.gemm(x, w, Some(inputs[4]));
-    if attrs.get_choice("activation") == "gelu_tanh" { g.gelu_tanh(y) } else { y }
+    if gelu(attrs) { g.gelu_tanh(y) } else { y }
 }
 
 fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {

@@ -64,6 +64,24 @@ __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
     } while (over == 0);
 }
 
+// Arrives at the barrier that CTA `rank` of the cluster has at the same place. Tells that reads are over: for writes to be
+// seen there it would take a fence, which waits for all stores.
+__device__ __forceinline__ void arriveAt(uint32_t barrier, uint32_t rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+        "}" ::"r"(barrier),
+        "r"(rank)
+        : "memory");
+}
+
+// Waits for all threads of the cluster.
+__device__ __forceinline__ void syncCluster() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // Where a ring of buffers stands: the one that is next, and the parity of its phase.
 template <int32_t kStages>
 struct Ring {
@@ -85,6 +103,17 @@ __device__ __forceinline__ void copyBox(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
         "[%1, {%3, %4}], [%2];" ::"r"(shared),
         "l"(&map), "r"(barrier), "r"(column), "r"(row)
+        : "memory");
+}
+
+// The same for all kCtas of the cluster: to the same place in each, counted at the barrier at the same place.
+template <int32_t kCtas>
+__device__ __forceinline__ void copyBoxToAll(
+    uint32_t shared, CUtensorMap const& map, uint32_t barrier, int32_t column, int32_t row) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%3, %4}], [%2], %5;" ::"r"(shared),
+        "l"(&map), "r"(barrier), "r"(column), "r"(row), "h"(static_cast<uint16_t>((1 << kCtas) - 1))
         : "memory");
 }
 
@@ -284,6 +313,18 @@ __device__ __forceinline__ void multiplyE4m3(float (&s)[64], uint32_t const (&a)
 TURBO_MULTIPLY_HALF(__nv_bfloat16, "bf16")
 TURBO_MULTIPLY_HALF(__half, "f16")
 #undef TURBO_MULTIPLY_HALF
+
+// sums += a b^T of bf16 or f16: 64 rows of `a` by 128 of `b`, 16 along K.
+#define TURBO_MULTIPLY_ADD(T, type)                                                                              \
+    __device__ __forceinline__ void multiplyAdd(T, float (&s)[64], uint64_t a, uint64_t b) {                     \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " TURBO_NAMES_64             \
+                     "}, %64, %65, 1, 1, 1, 0, 0;"                                                               \
+                     : TURBO_SUMS_32("+f", s, 0), TURBO_SUMS_32("+f", s, 32)                                     \
+                     : "l"(a), "l"(b));                                                                          \
+    }
+TURBO_MULTIPLY_ADD(__nv_bfloat16, "bf16")
+TURBO_MULTIPLY_ADD(__half, "f16")
+#undef TURBO_MULTIPLY_ADD
 
 #undef TURBO_NAMES_32
 #undef TURBO_NAMES_64

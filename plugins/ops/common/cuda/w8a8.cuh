@@ -25,15 +25,9 @@ inline Operands operands(Call const& call, bool gelu) {
 
 // Whether the kernels take the operands' sizes.
 inline Status check(Call const& call) {
-    int64_t const m = call.in[0].dim[0], n = call.in[2].dim[0], k = call.in[0].dim[1];
-    // Rounded up to whole tiles, sizes must remain int32.
-    constexpr int64_t kMost = INT32_MAX - 3 * kBlock;
-    if (m < 0 || m > kMost || n < 0 || n > kMost) return {"axes `m` and `n` must be below 2^31 - 384"};
-    if (k < 1 || k > kMost) return {"axis `k` must be at least 1 and below 2^31 - 384"};
-    if (((m + kRaster) / kBlock + 1) * ((n + kBlock - 1) / kBlock) > INT32_MAX) {
-        return {"`y` must have fewer than 2^31 blocks of 128 x 128"};
-    }
-    return {};
+    int64_t const k = call.in[0].dim[1];
+    if (k < 1 || k > INT32_MAX - 3 * kBlock) return {"axis `k` must be at least 1 and below 2^31 - 384"};
+    return checkSizes(call.in[0].dim[0], call.in[2].dim[0]);
 }
 
 // Computes the linear on the kernel that suits the device. Hopper's takes half precision and eight-bit outputs.

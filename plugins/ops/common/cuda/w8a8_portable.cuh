@@ -131,6 +131,21 @@ struct Loader {
 // The outputs of a warp as mma lays them out: row tile, column tile, register.
 using Accumulators = float[kWarpRows / kMmaRows][kWarpColumns / kMmaColumns][4];
 
+// Writes a warp's sums, from row `row` and column `column` of the tile on, to shared memory.
+__device__ __forceinline__ void storeSums(float* y, Accumulators const& acc, int32_t row, int32_t column) {
+    int32_t const lane = static_cast<int32_t>(threadIdx.x) % 32;
+#pragma unroll
+    for (int32_t i = 0; i < kWarpRows / kMmaRows; ++i) {
+#pragma unroll
+        for (int32_t j = 0; j < kWarpColumns / kMmaColumns; ++j) {
+            float* const to =
+                y + (row + i * kMmaRows + lane / 4) * kPitch + column + j * kMmaColumns + lane % 4 * 2;
+            *reinterpret_cast<float2*>(to) = make_float2(acc[i][j][0], acc[i][j][1]);
+            *reinterpret_cast<float2*>(to + kMmaRows / 2 * kPitch) = make_float2(acc[i][j][2], acc[i][j][3]);
+        }
+    }
+}
+
 // Sums of a step in one tile of an mma.
 template <Format>
 struct Sums;
@@ -237,16 +252,7 @@ __global__ void __launch_bounds__(kThreads) kernel(Operands x, Epilogue epilogue
     __syncthreads();
 
     float* const y = reinterpret_cast<float*>(memory);
-#pragma unroll
-    for (int32_t i = 0; i < kWarpRows / kMmaRows; ++i) {
-#pragma unroll
-        for (int32_t j = 0; j < kWarpColumns / kMmaColumns; ++j) {
-            float* const to =
-                y + (row + i * kMmaRows + lane / 4) * kPitch + column + j * kMmaColumns + lane % 4 * 2;
-            *reinterpret_cast<float2*>(to) = make_float2(acc[i][j][0], acc[i][j][1]);
-            *reinterpret_cast<float2*>(to + kMmaRows / 2 * kPitch) = make_float2(acc[i][j][2], acc[i][j][3]);
-        }
-    }
+    storeSums(y, acc, row, column);
     __syncthreads();
     Tile tile{at, y, y + kTile * kPitch};
     epilogue(tile, x);

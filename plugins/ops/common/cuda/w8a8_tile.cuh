@@ -99,6 +99,17 @@ __device__ __forceinline__ float geluTanh(float x) {
     return x * quotient;
 }
 
+// Whether the kernels take outputs of these sizes.
+inline Status checkSizes(int64_t m, int64_t n) {
+    // Rounded up to whole tiles, sizes must remain int32.
+    constexpr int64_t kMost = INT32_MAX - 3 * kBlock;
+    if (m < 0 || m > kMost || n < 0 || n > kMost) return {"axes `m` and `n` must be below 2^31 - 384"};
+    if (((m + kRaster) / kBlock + 1) * ((n + kBlock - 1) / kBlock) > INT32_MAX) {
+        return {"`y` must have fewer than 2^31 blocks of 128 x 128"};
+    }
+    return {};
+}
+
 // Whether rows of `columns` elements from `data` on begin at multiples of 16 bytes.
 template <class T>
 bool aligned(T const* data, int64_t columns) {
@@ -124,10 +135,10 @@ __device__ __forceinline__ void finish(float (&y)[kWidth], Operands const& x, in
     }
 }
 
-// The tile of outputs number `id`, of kRows by kBlock. Those that run together take kRaster rows and as many columns as
-// there are CTAs for: a square of the outputs reads the fewest bytes, and L2 holds them.
-template <int32_t kRows>
-__device__ __forceinline__ Place place(Operands const& x, int32_t id) {
+// The tile number `id` of outputs of `x.m` by `x.n`, of kRows by kBlock. Those that run together take kRaster rows and as
+// many columns as there are CTAs for: a square of the outputs reads the fewest bytes, and L2 holds them.
+template <int32_t kRows, class Sizes>
+__device__ __forceinline__ Place place(Sizes const& x, int32_t id) {
     constexpr int32_t kSwept = kRaster / kRows;
     int32_t const tilesM = (x.m - 1) / kRows + 1;
     int32_t const tilesN = (x.n - 1) / kBlock + 1;
