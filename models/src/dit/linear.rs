@@ -199,7 +199,7 @@ mod tests {
             g.output("y", y);
             let g = g.finish().unwrap();
             assert_eq!(g.nodes().iter().map(|node| node.op.as_str()).collect::<Vec<_>>(), expected);
-            let names: Vec<&str> = g.initializers().iter().map(|one| one.name.as_str()).collect();
+            let names: Vec<&str> = g.initializers().iter().map(|one| g.value_name(one.value)).collect();
             assert_eq!(names, ["ffn.weight", "ffn.bias"]);
         }
     }
