@@ -5,9 +5,6 @@
 // a step is multiplied the one before is given back. They share the steps and nothing else, so that one is at its
 // epilogue while the other multiplies.
 //
-// At full speed a tile takes 48 bytes a clock, more than L2 gives to all multiprocessors at once. So two CTAs are a
-// cluster where they can: their tiles lie side by side, and each fetches half of the rows of x for both.
-//
 // Sums of a product lie two columns to a thread. Rows of w are fetched in the order that gives a thread runs of eight
 // neighbours, row p of a step being
 //   p = 32 g + 8 j + 2 t + c  of the tile's  n = 32 g + 8 t + 2 j + c,
@@ -39,7 +36,7 @@ constexpr int32_t kThreads = (kMultipliers + 1) * hopper::kWarpgroup;
 struct Shared {
     uint8_t steps[kStages][kStage];
     alignas(8) uint64_t full[kStages];
-    uint64_t empty[kStages];  // in the whole cluster
+    uint64_t empty[kStages];
 };
 constexpr int32_t kShared = sizeof(Shared) + hopper::kAlignment;
 static_assert(kShared <= 227 * 1024);
@@ -48,54 +45,26 @@ static_assert(kShared <= 227 * 1024);
 
 using Accumulators = float[kHalves][64];
 
-// The tiles of a CTA: those of its cluster lie side by side.
-template <int32_t kCluster>
-struct Tiles {
-    int32_t m, n;   // outputs, in units of clusters along n
-    int32_t rank;   // of this CTA in its cluster
-    int32_t count;  // of tiles of clusters
-
-    template <class T>
-    __device__ __forceinline__ explicit Tiles(Operands<T> const& x)
-        : m(x.m), n(x.n / kCluster), rank(static_cast<int32_t>(blockIdx.x) % kCluster),
-          count(((m - 1) / kRows + 1) * (n / kColumns)) {}
-
-    template <class Visit>
-    __device__ __forceinline__ void forEach(Visit visit) const {
-        int32_t const clusters = static_cast<int32_t>(gridDim.x) / kCluster;
-        for (int32_t tile = static_cast<int32_t>(blockIdx.x) / kCluster; tile < count; tile += clusters) {
-            Place at = w8a8::place<kRows>(*this, tile);
-            at.column = at.column * kCluster + rank * kColumns;
-            visit(at);
-        }
-    }
-};
-
 // The steps of all tiles of this CTA, by one thread.
-template <int32_t kCluster>
+template <class T>
 __device__ __forceinline__ void fetch(
-    CUtensorMap const& x, CUtensorMap const& w, Tiles<kCluster> const& tiles, int32_t steps, Shared& shared) {
-    constexpr int32_t kShare = kRows / kCluster;
+    CUtensorMap const& x, CUtensorMap const& w, Operands<T> const& operands, int32_t tiles, int32_t steps,
+    Shared& shared) {
     hopper::prefetchMap(x);
     hopper::prefetchMap(w);
     hopper::Ring<kStages> ring;
-    tiles.forEach([&](Place const& at) {
-        int32_t const row = tiles.rank * kShare;
+    for (int32_t tile = static_cast<int32_t>(blockIdx.x); tile < tiles; tile += static_cast<int32_t>(gridDim.x)) {
+        Place const at = w8a8::place<kRows>(operands, tile);
         for (int32_t step = 0; step < steps; ++step) {
             hopper::wait(sharedAddress(&shared.empty[ring.stage]), ring.parity ^ 1);
             uint32_t const full = sharedAddress(&shared.full[ring.stage]);
             uint32_t const to = sharedAddress(shared.steps[ring.stage]);
             hopper::expectBytes(full, kStage);
-            if constexpr (kCluster == 1) {
-                hopper::copyBox(to, x, full, step * kStepBytes, at.row);
-            } else {
-                hopper::copyBoxToAll<kCluster>(
-                    to + row * kStepBytes, x, full, step * kStepBytes, at.row + row);
-            }
+            hopper::copyBox(to, x, full, step * kStepBytes, at.row);
             hopper::copyBox(to + kBytesX, w, full, step * kStepBytes, 0, 0, 0, at.column / 32);
             ring.advance();
         }
-    });
+    }
 }
 
 // Finishes and stores a warpgroup's outputs; `at.rows` may be negative.
@@ -124,22 +93,15 @@ __device__ __forceinline__ void storeTile(Operands<T> const& operands, Accumulat
 }
 
 // The products and outputs of all tiles of this CTA, by one warpgroup of kMultipliers.
-template <int32_t kCluster, class T>
+template <class T>
 __device__ __forceinline__ void multiply(
-    Operands<T> const& operands, Tiles<kCluster> const& tiles, int32_t steps, Shared& shared, int32_t warpgroup) {
-    // A lane of each warp tells one CTA of the cluster that a step is done with.
-    uint32_t const lane = threadIdx.x % 32;
+    Operands<T> const& operands, int32_t tiles, int32_t steps, Shared& shared, int32_t warpgroup) {
     auto const release = [&](int32_t stage) {
-        uint32_t const empty = sharedAddress(&shared.empty[stage]);
-        if (lane >= kCluster) return;
-        if constexpr (kCluster == 1) {
-            hopper::arrive(empty);
-        } else {
-            hopper::arriveAt(empty, lane);
-        }
+        if (threadIdx.x % 32 == 0) hopper::arrive(sharedAddress(&shared.empty[stage]));
     };
     hopper::Ring<kStages> ring;
-    tiles.forEach([&](Place at) {
+    for (int32_t tile = static_cast<int32_t>(blockIdx.x); tile < tiles; tile += static_cast<int32_t>(gridDim.x)) {
+        Place at = w8a8::place<kRows>(operands, tile);
         at.row += warpgroup * kWarpgroupRows;
         at.rows -= warpgroup * kWarpgroupRows;
         Accumulators acc = {};
@@ -171,12 +133,12 @@ __device__ __forceinline__ void multiply(
         for (auto& sums : acc) hopper::settle(sums);
         release(before);
         storeTile(operands, acc, at);
-    });
+    }
 }
 
 #endif  // TURBO_HOPPER
 
-template <int32_t kCluster, class T>
+template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
     kernel(__grid_constant__ CUtensorMap const x, __grid_constant__ CUtensorMap const w, Operands<T> operands) {
 #if TURBO_HOPPER
@@ -186,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     uint32_t const skip = -sharedAddress(memory) % hopper::kAlignment;
     Shared& shared = *reinterpret_cast<Shared*>(memory + skip);
     if (threadIdx.x == 0) {
-        constexpr int32_t kReaders = kCluster * kMultipliers * hopper::kWarpgroup / 32;
+        constexpr int32_t kReaders = kMultipliers * hopper::kWarpgroup / 32;
         for (int32_t stage = 0; stage < kStages; ++stage) {
             hopper::initBarrier(sharedAddress(&shared.full[stage]), 1);
             hopper::initBarrier(sharedAddress(&shared.empty[stage]), kReaders);
@@ -194,22 +156,18 @@ __global__ void __launch_bounds__(kThreads, 1)
         hopper::publishBarriers();
     }
     __syncthreads();
-    // Nobody tells a CTA anything before its barriers are there, or after it is gone.
-    if constexpr (kCluster > 1) hopper::syncCluster();
 
-    Tiles<kCluster> const tiles(operands);
+    int32_t const tiles = ((operands.m - 1) / kRows + 1) * (operands.n / kColumns);
     int32_t const steps = (operands.k * static_cast<int32_t>(sizeof(T)) - 1) / kStepBytes + 1;
     // The same in all lanes, which the compiler cannot know.
     int32_t const warpgroup = __shfl_sync(0xffffffff, static_cast<int32_t>(threadIdx.x) / hopper::kWarpgroup, 0);
     if (warpgroup == kMultipliers) {
         hopper::shrinkRegisters<kFetching>();
-        if (threadIdx.x == kMultipliers * hopper::kWarpgroup) fetch(x, w, tiles, steps, shared);
-        __syncwarp();
+        if (threadIdx.x == kMultipliers * hopper::kWarpgroup) fetch(x, w, operands, tiles, steps, shared);
     } else {
         hopper::growRegisters<kMultiplying>();
         multiply(operands, tiles, steps, shared, warpgroup);
     }
-    if constexpr (kCluster > 1) hopper::syncCluster();
 #endif
 }
 
@@ -220,41 +178,29 @@ bool takes(Operands<T> const& x) {
            w8a8::aligned(x.w, x.k);
 }
 
-template <int32_t kCluster, class T>
-Status launchClusters(Operands<T> const& operands, int32_t multiprocessors, cudaStream_t stream) {
+template <class T>
+Status launch(Operands<T> const& operands, int32_t multiprocessors, cudaStream_t stream) {
     auto const m = static_cast<uint64_t>(operands.m), n = static_cast<uint64_t>(operands.n);
     uint64_t const row = sizeof(T) * static_cast<uint64_t>(operands.k);
     CUtensorMap x, w;
-    cudaError_t error = hopper::makeMap<2>(x, operands.x, {row, m}, {row}, {kStepBytes, kRows / kCluster});
+    cudaError_t error = hopper::makeMap<2>(x, operands.x, {row, m}, {row}, {kStepBytes, kRows});
     // Axes of w: K, then c, t, j and g of the order above.
     if (error == cudaSuccess) {
         error = hopper::makeMap<5>(w, operands.w, {row, 2, 4, 4, n / 32}, {row, 8 * row, 2 * row, 32 * row},
                                    {kStepBytes, 2, 4, 4, kGroups});
     }
-    auto* const run = kernel<kCluster, T>;
+    auto* const run = kernel<T>;
     if (error == cudaSuccess) {
         error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     }
     if (error != cudaSuccess) return {nullptr, error};
     int32_t const tiles = ((operands.m - 1) / kRows + 1) * (operands.n / kColumns);
-    int32_t const resident = multiprocessors / kCluster * kCluster;
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {kCluster, 1, 1};
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(tiles < resident ? tiles : resident);
+    config.gridDim = dim3(tiles < multiprocessors ? tiles : multiprocessors);
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = kShared;
     config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = kCluster > 1 ? 1 : 0;
     return {nullptr, cudaLaunchKernelEx(&config, run, x, w, operands)};
-}
-
-template <class T>
-Status launch(Operands<T> const& operands, int32_t multiprocessors, cudaStream_t stream) {
-    return operands.n % (2 * kColumns) == 0 ? launchClusters<2>(operands, multiprocessors, stream)
-                                            : launchClusters<1>(operands, multiprocessors, stream);
 }
 
 }  // namespace turbo::linear::wgmma

@@ -14,7 +14,7 @@
 
 namespace turbo::norm_quantize {
 
-constexpr int32_t kCtas = 8 ;             // of a cluster
+constexpr int32_t kCtas = 8;              // of a cluster
 constexpr int32_t kRows = kBlock / kCtas; // of a CTA
 constexpr int32_t kBlocks = 2;            // of 128 columns, of a warp
 constexpr int32_t kColumns = kBlocks * kBlock;
@@ -263,9 +263,6 @@ cudaError_t launch(Arguments const& arguments, cudaStream_t stream) {
     auto* const run = kernel<kFormat, T, Arguments>;
     int32_t const shared = kRows * arguments.width * static_cast<int32_t>(sizeof(T));
     cudaError_t error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (error == cudaSuccess && kCtas > 8) {
-        error = cudaFuncSetAttribute(run, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    }
     if (error != cudaSuccess) return error;
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;

@@ -1,9 +1,10 @@
 // SageAttention with values in E4M3 on sm_90a: wgmma and bulk copies.
 //
 // A thread block is one warpgroup and attends for 64 queries; several of them on a multiprocessor keep its tensor cores
-// busy while others are at their softmax. Queries and probabilities are operands in registers, with the fragments of
-// mma.sync; packed keys and values come as they lie, one copy each. The tensor cores keep few bits of sums of E4M3, so
-// those of one key block start from zero and go into f32.
+// busy while others are at their softmax, so registers are saved: queries are read from shared memory, and values are
+// multiplied for half of the channels at a time. Probabilities are operands in registers, with the fragments of mma.sync;
+// packed keys and values come as they lie, one copy each. The tensor cores keep few bits of sums of E4M3, so those of one
+// key block start from zero and go into f32.
 #pragma once
 
 #include "attn_sage_pack.cuh"
@@ -15,7 +16,7 @@ namespace turbo::attn::wgmma {
 constexpr int kQueries = 64;  // of a thread block
 constexpr int kStages = 2;
 
-// Key blocks in shared memory, from a multiple of hopper::kAlignment on.
+// Key blocks and quantised queries in shared memory, from a multiple of hopper::kAlignment on.
 template <int kBlock>
 struct Shared {
     static constexpr int kBytes = kBlock * kHeadDim;
@@ -23,11 +24,12 @@ struct Shared {
         uint8_t keys[kBytes];    // [key, slot]
         uint8_t values[kBytes];  // [channel, slot]
     } stages[kStages];
+    uint8_t queries[kQueries * kHeadDim];  // [query, slot]
     alignas(8) uint64_t full[kStages];
 };
 
 template <class T, int kBlock, bool kLinear>
-__global__ void __launch_bounds__(hopper::kWarpgroup, 3)
+__global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
     attendSage(Shape shape, T const* q, SageKeys packed, T* o, Kept kept, int32_t blockQ, Linear<T> linear) {
 #if TURBO_HOPPER
     constexpr int kTiles = kBlock / 8, kSteps = kBlock / 32, kBytes = Shared<kBlock>::kBytes;
@@ -56,9 +58,9 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
     fetch(0, tile);
     fetch(1, next);
 
-    uint32_t queries[kHeadDim / 32][4];
     float unit;
     {
+        uint32_t queries[kHeadDim / 32][4];
         Queries whole;
         float amax = 0.0f;
         // The other half of a block of 128 queries has its part in the scale.
@@ -69,12 +71,26 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
         loadQueries(whole, queryRows, warpQuery());
         float const scale = int8Scale(blockMax(fmaxf(amax, greatest<T>(whole))));
         quantizeQueries<T>(queries, whole, scale);
+        // As the copy engine would lay them out.
+#pragma unroll
+        for (int step = 0; step < kHeadDim / 32; ++step) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                int const row = threadIdx.x / 32 * kWarpQueries + threadIdx.x % 32 / 4 + i % 2 * 8;
+                int const chunk = (2 * step + i / 2) ^ row % 8;
+                uint8_t* const to = shared.queries + row * kHeadDim + chunk * 16 + threadIdx.x % 4 * 4;
+                *reinterpret_cast<uint32_t*>(to) = queries[step][i];
+            }
+        }
+        hopper::publishToProducts();
+        __syncthreads();
         unit = kLog2e * rsqrtf(static_cast<float>(shape.d)) * scale;
     }
 
     Softmax softmax;
     auto& out = reinterpret_cast<float(&)[kHeadDim / 2]>(softmax.out);
     hopper::Ring<kStages> ring;
+    uint64_t const queries = hopper::describe(sharedAddress(shared.queries));
     while (tile >= 0) {
         float const factor = unit * packed.scales[firstBlock + tile];
         auto const& stage = shared.stages[ring.stage];
@@ -86,9 +102,10 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
         hopper::beginProducts();
 #pragma unroll
         for (int step = 0; step < kHeadDim / 32; ++step) {
-            hopper::multiplyS8(products, queries[step], keys + step * hopper::kNextK, step > 0);
+            hopper::multiply(products, queries + step * hopper::kNextK, keys + step * hopper::kNextK, step > 0);
         }
         hopper::commitProducts();
+        int32_t const after = tiles.next();
         hopper::waitProducts<0>();
         hopper::settle(products);
 
@@ -102,22 +119,28 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) packProbabilitiesE4m3(p[step], scores, step);
 
-        float sums[kHeadDim / 2];
         hopper::settle(p);
-        hopper::beginProducts();
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-            hopper::multiplyE4m3(sums, p[step], values + step * hopper::kNextK, step > 0);
+        for (int half = 0; half < 2; ++half) {
+            constexpr uint64_t kHalf = kHeadDim / 2 * kBlock / 16;
+            float sums[kHeadDim / 4];
+            hopper::beginProducts();
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) {
+                hopper::multiplyE4m3(sums, p[step], values + half * kHalf + step * hopper::kNextK, step > 0);
+            }
+            hopper::commitProducts();
+            hopper::waitProducts<0>();
+            hopper::settle(sums);
+#pragma unroll
+            for (int i = 0; i < kHeadDim / 4; ++i) {
+                float& to = out[half * (kHeadDim / 4) + i];
+                to = fmaf(to, shrink[i / 2 % 2], sums[i]);
+            }
         }
-        hopper::commitProducts();
-        int32_t const after = tiles.next();
-        hopper::waitProducts<0>();
-        hopper::settle(sums);
         // Everybody is done with this stage.
         __syncthreads();
         fetch(ring.stage, after);
-#pragma unroll
-        for (int i = 0; i < kHeadDim / 2; ++i) out[i] = fmaf(out[i], shrink[i / 2 % 2], sums[i]);
         tile = next;
         next = after;
         ring.advance();

@@ -64,24 +64,6 @@ __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
     } while (over == 0);
 }
 
-// Arrives at the barrier that CTA `rank` of the cluster has at the same place. Tells that reads are over: for writes to be
-// seen there it would take a fence, which waits for all stores.
-__device__ __forceinline__ void arriveAt(uint32_t barrier, uint32_t rank) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-        "}" ::"r"(barrier),
-        "r"(rank)
-        : "memory");
-}
-
-// Waits for all threads of the cluster.
-__device__ __forceinline__ void syncCluster() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-
 // Where a ring of buffers stands: the one that is next, and the parity of its phase.
 template <int32_t kStages>
 struct Ring {
@@ -106,17 +88,6 @@ __device__ __forceinline__ void copyBox(
         : "memory");
 }
 
-// The same for all kCtas of the cluster: to the same place in each, counted at the barrier at the same place.
-template <int32_t kCtas>
-__device__ __forceinline__ void copyBoxToAll(
-    uint32_t shared, CUtensorMap const& map, uint32_t barrier, int32_t column, int32_t row) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-        "[%1, {%3, %4}], [%2], %5;" ::"r"(shared),
-        "l"(&map), "r"(barrier), "r"(column), "r"(row), "h"(static_cast<uint16_t>((1 << kCtas) - 1))
-        : "memory");
-}
-
 __device__ __forceinline__ void copyBox(
     uint32_t shared, CUtensorMap const& map, uint32_t barrier, int32_t c0, int32_t c1, int32_t c2) {
     asm volatile(
@@ -134,6 +105,9 @@ __device__ __forceinline__ void copyBox(uint32_t shared, CUtensorMap const& map,
         "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
         : "memory");
 }
+
+// Shows what this thread wrote to shared memory to products; a barrier of the threads has to follow.
+__device__ __forceinline__ void publishToProducts() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Copies `bytes`, a multiple of 16, as they lie.
 __device__ __forceinline__ void copyBytes(uint32_t shared, void const* global, uint32_t bytes, uint32_t barrier) {
@@ -245,42 +219,29 @@ __device__ __forceinline__ void multiply(float (&s)[64], uint64_t a, uint64_t b,
         : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));
 }
 
-// The product of INT8 with `a` in registers, which hold what mma.sync's fragments of 16 x 32 do, 16 rows a warp.
-__device__ __forceinline__ void multiplyS8(int32_t (&s)[64], uint32_t const (&a)[4], uint64_t b, bool add) {
+// The same with 64 rows of `b`.
+__device__ __forceinline__ void multiply(int32_t (&s)[32], uint64_t a, uint64_t b, bool add) {
     asm volatile(
         "{\n"
         ".reg .pred add;\n"
-        "setp.ne.b32 add, %69, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 " TURBO_NAMES_64
-        "}, {%64, %65, %66, %67}, %68, add;\n"
+        "setp.ne.b32 add, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 " TURBO_NAMES_32 "}, %32, %33, add;\n"
         "}"
-        : TURBO_SUMS_32("+r", s, 0), TURBO_SUMS_32("+r", s, 32)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));
+        : TURBO_SUMS_32("+r", s, 0)
+        : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));
 }
 
-// The same with 64 rows of `b`.
-__device__ __forceinline__ void multiplyS8(int32_t (&s)[32], uint32_t const (&a)[4], uint64_t b, bool add) {
+// The product of E4M3 with 64 rows of `b` and `a` in registers, which hold what mma.sync's fragments of 16 x 32 do, 16
+// rows a warp.
+__device__ __forceinline__ void multiplyE4m3(float (&s)[32], uint32_t const (&a)[4], uint64_t b, bool add) {
     asm volatile(
         "{\n"
         ".reg .pred add;\n"
         "setp.ne.b32 add, %37, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 " TURBO_NAMES_32
-        "}, {%32, %33, %34, %35}, %36, add;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 " TURBO_NAMES_32
+        "}, {%32, %33, %34, %35}, %36, add, 1, 1;\n"
         "}"
-        : TURBO_SUMS_32("+r", s, 0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));
-}
-
-// The same of E4M3 with 128 rows.
-__device__ __forceinline__ void multiplyE4m3(float (&s)[64], uint32_t const (&a)[4], uint64_t b, bool add) {
-    asm volatile(
-        "{\n"
-        ".reg .pred add;\n"
-        "setp.ne.b32 add, %69, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 " TURBO_NAMES_64
-        "}, {%64, %65, %66, %67}, %68, add, 1, 1;\n"
-        "}"
-        : TURBO_SUMS_32("+f", s, 0), TURBO_SUMS_32("+f", s, 32)
+        : TURBO_SUMS_32("+f", s, 0)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));
 }
 
