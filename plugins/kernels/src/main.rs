@@ -42,7 +42,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Times the kernels at the models' sizes.
+    /// Times the kernels at the models' sizes, if the ops' own cases pass.
     Bench {
         /// Only this op
         #[arg(long, value_name = "NAME")]
@@ -71,24 +71,25 @@ fn run(cli: &Cli) -> Result<bool> {
         Command::Test { op, case, small, bare, .. } => {
             Selection { op: op.as_deref(), case: case.as_deref(), small: *small, bare: *bare }
         }
-        Command::Bench { op, .. } => Selection { op: op.as_deref(), ..Selection::default() },
+        Command::Bench { op, .. } => Selection { op: op.as_deref(), small: true, ..Selection::default() },
     };
     let jobs = check::jobs(selection)?;
     let library = Library::load(cli.library.as_deref())?;
     let device = library.device()?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{device}\n")?;
+    let outcomes = check::run(&library, &jobs, selection.bare, |outcome| {
+        if let Some(line) = report::line(outcome) {
+            eprintln!("{line}");
+        }
+    })?;
+    writeln!(out, "{}", report::table(&outcomes))?;
     match &cli.command {
         Command::Test { json, .. } => {
-            let outcomes = check::run(&library, &jobs, selection.bare, |outcome| {
-                if let Some(line) = report::line(outcome) {
-                    eprintln!("{line}");
-                }
-            })?;
-            write!(out, "{}", report::table(&outcomes))?;
             save(json.as_deref(), &report::to_json(&device, &outcomes))?;
             Ok(report::all_ok(&outcomes))
         }
+        Command::Bench { .. } if !report::all_ok(&outcomes) => Ok(false),
         Command::Bench { json, .. } => {
             let mut written = Ok(());
             let timings = bench::run(&library, selection.op, |timing| {
@@ -97,7 +98,12 @@ fn run(cli: &Cli) -> Result<bool> {
             })?;
             written?;
             let rows: Vec<Value> = timings.iter().map(bench::Timing::to_json).collect();
-            save(json.as_deref(), &json!({ "device": report::device_json(&device), "timings": rows }))?;
+            let report = json!({
+                "device": report::device_json(&device),
+                "worst_errors": report::worst_errors(&outcomes),
+                "timings": rows,
+            });
+            save(json.as_deref(), &report)?;
             Ok(timings.iter().all(bench::Timing::ok))
         }
     }

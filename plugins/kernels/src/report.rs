@@ -107,6 +107,16 @@ pub fn table(outcomes: &[Outcome]) -> String {
     text
 }
 
+/// The output of each op that is nearest to its limit.
+pub fn worst_errors(outcomes: &[Outcome]) -> Vec<Value> {
+    let of = |summary: &Summary<'_>| {
+        let (measure, outcome) = summary.worst()?;
+        let case = &outcome.job.case.name;
+        Some(json!({ "op": summary.op.name, "case": case, "error": measure.error, "limit": measure.limit }))
+    };
+    Summary::all(outcomes).iter().filter_map(of).collect()
+}
+
 /// The device as JSON.
 pub fn device_json(device: &Device) -> Value {
     json!({
@@ -163,6 +173,7 @@ mod tests {
         let passed = outcomes(&Verdict::Passed(vec![measure]));
         assert!(all_ok(&passed));
         assert!(table(&passed).contains("1.0e-3 / 4.0e-3"));
+        assert_eq!(worst_errors(&passed)[0]["limit"], 4e-3);
         let skipped = outcomes(&Verdict::Skipped("head size 8".to_string()));
         assert!(!all_ok(&skipped));
         assert_eq!(table(&skipped).matches("head size 8").count(), 1);

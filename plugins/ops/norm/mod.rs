@@ -130,8 +130,13 @@ pub fn norm_cases(tol: &[Tol]) -> Vec<Case> {
         seed,
         tol: tol.to_vec(),
     };
-    let sizes =
-        [("tiny", [1, 8, 1]), ("ragged", [134, 130, 2]), ("shared", [150, 96, 1]), ("large", [819, 256, 1])];
+    let sizes = [
+        ("tiny", [1, 8, 1]),
+        ("ragged", [134, 130, 2]),
+        ("shared", [150, 96, 1]),
+        ("large", [819, 256, 1]),
+        ("groups", [300, 768, 3]),
+    ];
     let kinds = ["layer", "rms"].into_iter();
     kinds.flat_map(|kind| sizes.map(|(name, size)| case(name, kind, size, 7))).collect()
 }
