@@ -92,22 +92,22 @@ impl<'a> Linears<'a> {
         self.at(g, &path, x, n)
     }
 
-    /// `activation(x @ weight^T + bias)`. In f32 every backend's own product is better.
-    fn full(&self, g: &mut Graph, path: &str, x: Value, n: usize, activation: &str) -> Value {
+    /// `x @ weight^T + bias`, with `gelu` the tanh GELU of it. In f32 every backend's own product is better.
+    fn full(&self, g: &mut Graph, path: &str, x: Value, n: usize, gelu: bool) -> Value {
         let k = g.dim(x, 1);
         let w = self.params.get(g, &format!("{path}.weight"), &[n, k]);
         let bias = self.bias(g, path, n, self.params.compute);
         if self.params.compute != DType::F32 {
-            let attrs = Attrs::new().choice("activation", activation);
+            let attrs = Attrs::new().choice("activation", if gelu { "gelu_tanh" } else { "none" });
             return turbo_ops::emit(g, "TurboLinear", attrs, &[x, w, bias])[0];
         }
         let y = g.gemm(x, w, Some(bias));
-        if activation == "gelu_tanh" { g.gelu_tanh(y) } else { y }
+        if gelu { g.gelu_tanh(y) } else { y }
     }
 
     fn at(&self, g: &mut Graph, path: &str, x: &Input, n: usize) -> Value {
         match *x {
-            Input::Plain(x) => self.full(g, path, x, n, "none"),
+            Input::Plain(x) => self.full(g, path, x, n, false),
             Input::Quantized(format, q, s) => {
                 let [w, ws, bias] = self.quantized(g, format, path, [n, g.dim(q, 1)]);
                 let attrs = attrs(format).choice("activation", "none").choice("dtype", self.dtype());
@@ -121,7 +121,7 @@ impl<'a> Linears<'a> {
         match *x {
             Input::Plain(x) => {
                 let path = g.path(leaf);
-                Input::Plain(self.full(g, &path, x, n, "gelu_tanh"))
+                Input::Plain(self.full(g, &path, x, n, true))
             }
             Input::Quantized(format, q, s) => {
                 let path = g.path(leaf);

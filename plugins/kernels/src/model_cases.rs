@@ -9,6 +9,8 @@ const ROWS: usize = 1000;
 const WIDTHS: [(usize, usize); 2] = [(1536, 12), (5120, 40)];
 /// Rows of the linears: one, and around a tile.
 const LINEAR_ROWS: [usize; 4] = [1, 127, 129, ROWS];
+/// Rows of more tiles than those that run together, for the smallest of the linears.
+const MANY_ROWS: usize = 2177;
 /// Outputs and inputs of the linears: Wan's, and what is no multiple of a tile or even of 16 bytes.
 const LINEARS: [[usize; 2]; 10] = [
     [1536, 1536],
@@ -32,7 +34,7 @@ pub fn model_cases(op: &Op) -> Vec<Case> {
         "TurboNormRope" => ropes(op),
         "TurboQuantize" => quantize(op),
         "TurboAttention" | "TurboSageAttention" => dense(op),
-        "TurboBlockMap" => sparse(op, 5000, 12),
+        "TurboBlockMap" => [sparse(op, 5000, 12), vec![many_blocks(op)]].concat(),
         "TurboSla" | "TurboSageSla" => sparse(op, 2000, 3),
         _ => linears(op),
     }
@@ -61,13 +63,21 @@ fn norms(op: &Op) -> Vec<Case> {
     for kind in ["layer", "rms"] {
         for attrs in formats(op, Attrs::new().choice("kind", kind).float("eps", 1e-6)) {
             for (c, _) in WIDTHS {
-                for [m, g] in [[ROWS, 1], [666, 2], [666, 1]] {
+                // More tiles of 128 rows of the wider one than run at a time.
+                let long = if c == 5120 { vec![[4500, 2]] } else { Vec::new() };
+                for [m, g] in [vec![[ROWS, 1], [666, 2], [666, 1]], long].concat() {
                     all.push(case(op, attrs.clone(), &[("m", m), ("c", c), ("g", g)]));
                 }
             }
         }
     }
     all
+}
+
+/// More key blocks than a warp holds in registers, and more scores than pass through the workspace at once.
+fn many_blocks(op: &Op) -> Case {
+    let attrs = Attrs::new().int("batch", 1).int("heads", 64).int("block_q", 128).int("block_k", 64);
+    case(op, attrs.int("keep", 140), &[("m", 90_000), ("c", 64 * 8)])
 }
 
 /// Both formats of quantised values, as far as the op has them.
@@ -100,7 +110,8 @@ fn linears(op: &Op) -> Vec<Case> {
     let has = |name: &str| op.attrs.iter().any(|def| def.name == name);
     let mut all = Vec::new();
     for (i, [n, k]) in LINEARS.into_iter().enumerate() {
-        for (j, m) in LINEAR_ROWS.into_iter().enumerate() {
+        let many = (i == 0).then_some(MANY_ROWS);
+        for (j, m) in LINEAR_ROWS.into_iter().chain(many).enumerate() {
             let mut attrs = Attrs::new();
             let mut axes = vec![("m", m), ("n", n), ("k", k)];
             if has("activation") {

@@ -41,7 +41,7 @@ const TABLE: &[Row] = &[
         "TurboBlockMap",
         "lut",
         Bound::Exact,
-        "pools are summed in f32 or better, the order of scores is the same",
+        "pools and scores are f64; keys count from the first one, which moves all scores of a query block alike",
     ),
     row("TurboLinear", "y", ROUNDED, "sums are f32; the output is rounded"),
     row("TurboNorm", "y", ROUNDED, "the output is rounded"),

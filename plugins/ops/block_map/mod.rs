@@ -173,7 +173,7 @@ fn sample(case: &Case) -> Vec<Tensor> {
 }
 
 /// Sizes that the attention ops with a block map are tested on: batch, tokens, heads, head size, tiling, kept.
-pub const SIZES: [(&str, [usize; 7]); 7] = [
+pub const SIZES: [(&str, [usize; 7]); 8] = [
     ("one token", [1, 1, 1, 8, 128, 64, 1]),
     ("less than a block", [1, 40, 2, 16, 128, 64, 1]),
     ("ragged 128x64", [1, 450, 2, 32, 128, 64, 2]),
@@ -181,6 +181,7 @@ pub const SIZES: [(&str, [usize; 7]); 7] = [
     ("batch", [2, 200, 1, 16, 128, 64, 3]),
     ("all kept", [1, 300, 1, 128, 64, 128, 3]),
     ("demo", [1, 819, 2, 128, 128, 64, 3]),
+    ("odd heads", [2, 200, 3, 13, 128, 64, 2]),
 ];
 
 fn cases() -> Vec<Case> {

@@ -1,8 +1,8 @@
 // The linear of sm_90a: wgmma and the copy engine, built as the W8A8 linear is (`w8a8_hopper.cuh`).
 //
-// A CTA stays and takes tile after tile of 256 x 128 outputs. Its third warpgroup fetches: a step is 128 bytes of K of 256
-// rows of x and of 128 of w. The other two multiply, 128 rows each, and keep their sums over all of K in registers: while
-// a step is multiplied the one before is given back. They share the steps and nothing else, so that one is at its
+// A CTA stays and takes tile after tile of 256 x 128 outputs. Its third warpgroup fetches: a step is 128 bytes of K of
+// 256 rows of x and of 128 of w. The other two multiply, 128 rows each, and keep their sums over all of K in registers:
+// while a step is multiplied the one before is given back. They share the steps and nothing else, so that one is at its
 // epilogue while the other multiplies.
 //
 // Sums of a product lie two columns to a thread. Rows of w are fetched in the order that gives a thread runs of eight
@@ -26,6 +26,7 @@ constexpr int32_t kColumns = w8a8::kBlock;
 constexpr int32_t kGroups = kColumns / 32;                 // runs that a thread has of a row
 constexpr int32_t kStages = 4;                             // steps in shared memory
 constexpr int32_t kStepBytes = hopper::kRow;               // of each row
+static_assert(kStepBytes == w8a8::kBlock);
 constexpr int32_t kProductBytes = 32;                      // of each row in one product
 constexpr int32_t kBytesX = kRows * kStepBytes;
 constexpr int32_t kBytesW = kColumns * kStepBytes;
@@ -105,6 +106,8 @@ __device__ __forceinline__ void multiply(
         at.row += warpgroup * kWarpgroupRows;
         at.rows -= warpgroup * kWarpgroupRows;
         Accumulators acc = {};
+#pragma unroll
+        for (auto& sums : acc) hopper::settle(sums);
         int32_t before = 0;
 #pragma unroll 1
         for (int32_t step = 0; step < steps; ++step) {
@@ -200,7 +203,7 @@ Status launch(Operands<T> const& operands, int32_t multiprocessors, cudaStream_t
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = kShared;
     config.stream = stream;
-    return {nullptr, cudaLaunchKernelEx(&config, run, x, w, operands)};
+    return launched(cudaLaunchKernelEx(&config, run, x, w, operands));
 }
 
 }  // namespace turbo::linear::wgmma

@@ -1,8 +1,8 @@
 // The linear of sm_80 and newer: mma.sync and cp.async.
 //
-// Tiles, steps and their way into shared memory are those of the W8A8 linear (`w8a8_portable.cuh`), which counts bytes: a
-// step is 128 bytes of K of 128 rows of x and of w. What ldmatrix gives a lane of rows of bytes is also a fragment of
-// 16-bit elements. Sums stay in the registers of the mma over all of K.
+// Tiles, steps and their way into shared memory are those of the W8A8 linear (`w8a8_portable.cuh`), which counts
+// bytes: a step is 128 bytes of K of 128 rows of x and of w. What ldmatrix gives a lane of rows of bytes is also a
+// fragment of 16-bit elements. Sums stay in the registers of the mma over all of K.
 #pragma once
 
 #include "../common/cuda/attn_mma.cuh"
@@ -11,7 +11,11 @@
 
 namespace turbo::linear::portable {
 
-using namespace w8a8::portable;
+using w8a8::portable::Accumulators, w8a8::portable::Loader, w8a8::portable::Tile, w8a8::portable::storeSums;
+using w8a8::portable::kChunk, w8a8::portable::kMmaColumns, w8a8::portable::kMmaK, w8a8::portable::kMmaRows;
+using w8a8::portable::kOperand, w8a8::portable::kPitch, w8a8::portable::kShared, w8a8::portable::kStage;
+using w8a8::portable::kStages, w8a8::portable::kThreads, w8a8::portable::kTile, w8a8::portable::kWarpColumns;
+using w8a8::portable::kWarpRows;
 
 // acc += the products of one step, whose rows of the warp begin at `x` and `w` in shared memory.
 template <class T>
@@ -106,7 +110,7 @@ Status launch(Operands<T> const& operands, cudaStream_t stream) {
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = kShared;
     config.stream = stream;
-    return {nullptr, cudaLaunchKernelEx(&config, run, operands)};
+    return launched(cudaLaunchKernelEx(&config, run, operands));
 }
 
 }  // namespace turbo::linear::portable

@@ -22,6 +22,8 @@ constexpr int32_t kLanes = kBlock / kWarp; // a lane's columns of a block
 constexpr int32_t kWords = kLanes / 2;
 constexpr int32_t kWarps = 20;
 constexpr int32_t kWidest = kWarps * kColumns;
+// Rows, and 8 KiB beside them.
+static_assert(kRows * kWidest * sizeof(uint16_t) + 8 * 1024 <= 227 * 1024);
 
 // The sum of elements and that of their squared differences from their mean; of RMS, 0 and the sum of their squares.
 struct Sums {
@@ -257,13 +259,13 @@ inline bool fits(DType type, int64_t width) {
     return type != DType::kF32 && width % kColumns == 0 && width <= kWidest;
 }
 
-// Enqueues the kernel, for as many clusters as run at a time.
+// Enqueues the kernel, for as many clusters as run at a time: cudaErrorNotSupported if a part of a GPU has room for none.
 template <Format kFormat, class T, class Arguments>
-cudaError_t launch(Arguments const& arguments, cudaStream_t stream) {
+Status launch(Arguments const& arguments, cudaStream_t stream) {
     auto* const run = kernel<kFormat, T, Arguments>;
     int32_t const shared = kRows * arguments.width * static_cast<int32_t>(sizeof(T));
     cudaError_t error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (error != cudaSuccess) return error;
+    if (error != cudaSuccess) return {nullptr, error};
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim.x = kCtas;
@@ -277,9 +279,10 @@ cudaError_t launch(Arguments const& arguments, cudaStream_t stream) {
     config.numAttrs = 1;
     int clusters = 0;
     error = cudaOccupancyMaxActiveClusters(&clusters, run, &config);
-    if (error != cudaSuccess) return error;
-    config.gridDim.x = std::min(config.gridDim.x, static_cast<uint32_t>(std::max(clusters, 1)) * kCtas);
-    return cudaLaunchKernelEx(&config, run, arguments);
+    if (error != cudaSuccess) return {nullptr, error};
+    if (clusters == 0) return {nullptr, cudaErrorNotSupported};
+    config.gridDim.x = std::min(config.gridDim.x, static_cast<uint32_t>(clusters) * kCtas);
+    return launched(cudaLaunchKernelEx(&config, run, arguments));
 }
 
 }  // namespace turbo::norm_quantize

@@ -92,12 +92,12 @@ Status launch(TurboNormQuantize::Attrs const& attrs, Call const& call, void* wor
     cudaError_t const error = hopper::describeDevice(device);
     if (error != cudaSuccess) return {nullptr, error};
     if (device.isHopper && wide && norm_quantize::fits(x.type, width)) {
-        return withFormat(attrs.format.index, [&](auto format) {
+        Status const status = withFormat(attrs.format.index, [&](auto format) {
             constexpr Format kFormat = decltype(format)::value;
-            return Status{nullptr, x.type == DType::kBF16
-                                       ? norm_quantize::launch<kFormat, __nv_bfloat16>(arguments, stream)
-                                       : norm_quantize::launch<kFormat, __half>(arguments, stream)};
+            return x.type == DType::kBF16 ? norm_quantize::launch<kFormat, __nv_bfloat16>(arguments, stream)
+                                          : norm_quantize::launch<kFormat, __half>(arguments, stream);
         });
+        if (status.cuda != cudaErrorNotSupported) return status;
     }
     Status const status = withRow<1>(x.type, wide, width, [&](auto tag) {
         using R = typename decltype(tag)::Type;

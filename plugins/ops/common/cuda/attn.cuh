@@ -68,19 +68,6 @@ __device__ inline uint4 loadChunk(Rows<T const> const& rows, int32_t row, int32_
     return {words[0], words[1], words[2], words[3]};
 }
 
-// The same as floats.
-template <class T>
-__device__ inline void loadFloats(float* x, Rows<T const> const& rows, int32_t row, int32_t channel) {
-    uint4 const chunk = loadChunk(rows, row, channel);
-    uint32_t const words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        float2 const pair = unpack<T>(words[i]);
-        x[2 * i] = pair.x;
-        x[2 * i + 1] = pair.y;
-    }
-}
-
 // Starts to copy `count` rows to shared memory; `copyWait` and a barrier end it.
 template <class T>
 __device__ inline void loadRows(uint4* shared, Rows<T const> const& rows, int32_t first, int count) {
@@ -403,9 +390,7 @@ Status enqueue(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaS
                                      cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     }
     if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, P(args)...);
-    // Also clears the error of a launch that failed.
-    cudaError_t const last = cudaGetLastError();
-    return {nullptr, error == cudaSuccess ? last : error};
+    return launched(error);
 }
 
 }  // namespace turbo::attn

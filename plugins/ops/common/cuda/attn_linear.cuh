@@ -16,6 +16,7 @@ constexpr int kFoldAhead = 8;
 // Floats from row to row of a matrix in shared memory whose rows' fours eight lanes read at a time, each another row.
 constexpr int kFoldPitch = kHeadDim + 4;
 constexpr size_t kFoldShared = kHeadDim * kFoldPitch * sizeof(float);
+static_assert(kFoldShared + kFoldRows * kHeadDim * sizeof(float) <= 99 * 1024);
 
 // What the queries of all heads read: proj_w (phi(k)^T v) d / s as [batch, heads, feature, channel] and sum
 // phi(k) as [batch, heads, feature], padded with zeros.
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 #pragma unroll
         for (float4 const& y : x) sum = {sum.x + y.x, sum.y + y.y, sum.z + y.z, sum.w + y.w};
     }
-    state[0][threadIdx.x] = sum;
+    state[threadIdx.x / (kHeadDim / 4)][threadIdx.x % (kHeadDim / 4)] = sum;
     copyWait();
     __syncthreads();
     constexpr int kRows = kFoldRows * kHeadDim / kMaxThreads;

@@ -28,6 +28,9 @@ struct Shared {
     alignas(8) uint64_t full[kStages];
 };
 
+// The linear branch borrows the stages for its state.
+static_assert(sizeof(Shared<64>::stages) >= kStateSize * sizeof(uint16_t));
+
 template <class T, int kBlock, bool kLinear>
 __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
     attendSage(Shape shape, T const* q, SageKeys packed, T* o, Kept kept, int32_t blockQ, Linear<T> linear) {

@@ -167,9 +167,6 @@ __device__ __forceinline__ void settle(float (&sums)[kCount]) {
     for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");
 }
 
-// The 64 sums of a product of 64 x 128 in a thread: lane l of warp w holds, for j in 0..16, columns 8 j + 2 (l % 4) and
-// the next one of row 16 w + l / 4 in sums 4 j and 4 j + 1, and of the row eight further down in 4 j + 2 and 4 j + 3.
-
 // Keeps the compiler from making operands after the fence below it.
 template <int32_t kCount, int32_t kWords>
 __device__ __forceinline__ void settle(uint32_t (&operands)[kCount][kWords]) {
@@ -195,6 +192,9 @@ __device__ __forceinline__ void settle(uint32_t (&operands)[kCount][kWords]) {
     TURBO_SUMS_8(kind, s, i), TURBO_SUMS_8(kind, s, i + 8), TURBO_SUMS_8(kind, s, i + 16), \
         TURBO_SUMS_8(kind, s, i + 24)
 
+// The 64 sums of a product of 64 x 128 in a thread: lane l of warp w holds, for j in 0..16, columns 8 j + 2 (l % 4) and
+// the next one of row 16 w + l / 4 in sums 4 j and 4 j + 1, and of the row eight further down in 4 j + 2 and 4 j + 3.
+
 // sums = a b^T, or sums += a b^T: 64 rows of `a` by 128 of `b`, 32 INT8 along K.
 __device__ __forceinline__ void multiply(int32_t (&s)[64], uint64_t a, uint64_t b, bool add) {
     asm volatile(
@@ -219,7 +219,7 @@ __device__ __forceinline__ void multiply(float (&s)[64], uint64_t a, uint64_t b,
         : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));
 }
 
-// The same with 64 rows of `b`.
+// The product of INT8 with 64 rows of `b`.
 __device__ __forceinline__ void multiply(int32_t (&s)[32], uint64_t a, uint64_t b, bool add) {
     asm volatile(
         "{\n"
@@ -308,7 +308,8 @@ __device__ __forceinline__ void syncWarpgroup(int32_t warpgroup) {
     asm volatile("bar.sync %0, %1;" ::"r"(warpgroup + 1), "n"(kWarpgroup) : "memory");
 }
 
-// Two warpgroups that take turns: number `warpgroup`, 0 or 1, waits for its turn, or tells the other one that it is over.
+// Two warpgroups that take turns: number `warpgroup`, 0 or 1, waits for its turn, or tells the other one that it is
+// over.
 constexpr int32_t kFirstTurn = 4;  // of the named barriers
 __device__ __forceinline__ void awaitTurn(int32_t warpgroup) {
     asm volatile("bar.sync %0, %1;" ::"r"(kFirstTurn + warpgroup), "n"(2 * kWarpgroup) : "memory");
@@ -325,7 +326,6 @@ __device__ __forceinline__ void endTurn(int32_t warpgroup) {
 struct Device {
     bool isHopper = false;
     int32_t multiprocessors = 0;
-    int32_t shared = 0;  // bytes that a CTA can have
 };
 
 inline cudaError_t describeDevice(Device& device) {
@@ -336,15 +336,12 @@ inline cudaError_t describeDevice(Device& device) {
         return family != nullptr && std::strcmp(family, "portable") == 0;
     }();
     if (portable) return cudaSuccess;
-    int index = 0, major = 0, minor = 0, count = 0, shared = 0;
+    int index = 0, major = 0, minor = 0, count = 0;
     cudaError_t error = cudaGetDevice(&index);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index);
-    if (error == cudaSuccess) {
-        error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
-    }
-    if (error == cudaSuccess) device = {major == 9 && minor == 0, count, shared};
+    if (error == cudaSuccess) device = {major == 9 && minor == 0, count};
     return error;
 #else
     return cudaSuccess;

@@ -1,4 +1,4 @@
-// What a CUDA kernel of an op is: three functions found by the op's attributes. The plugin library and the kernel
+// What a CUDA kernel of an op is: two functions found by the op's attributes. The plugin library and the kernel
 // library call them; kernels see sizes and raw pointers, never TensorRT.
 #pragma once
 
@@ -44,6 +44,12 @@ struct Status {
 
     bool ok() const { return what == nullptr && cuda == cudaSuccess; }
 };
+
+// What became of a launch. Clears CUDA's last error, which the next launch would report as its own.
+inline Status launched(cudaError_t error) {
+    cudaError_t const last = cudaGetLastError();
+    return {nullptr, error == cudaSuccess ? last : error};
+}
 
 // For every op, in its folder's kernel.cu:
 //

@@ -262,7 +262,7 @@ Status launch(Operands const& x, Epilogue const& epilogue, int32_t multiprocesso
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = kShared;
     config.stream = stream;
-    return {nullptr, cudaLaunchKernelEx(&config, run, q, w, x, epilogue)};
+    return launched(cudaLaunchKernelEx(&config, run, q, w, x, epilogue));
 }
 
 }  // namespace turbo::w8a8::wgmma

@@ -269,7 +269,7 @@ Status launch(Operands const& x, Epilogue const& epilogue, cudaStream_t stream) 
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = kShared;
     config.stream = stream;
-    return {nullptr, cudaLaunchKernelEx(&config, run, x, epilogue)};
+    return launched(cudaLaunchKernelEx(&config, run, x, epilogue));
 }
 
 }  // namespace turbo::w8a8::portable

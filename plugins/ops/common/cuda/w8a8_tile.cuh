@@ -1,4 +1,5 @@
-// What the kernels of a W8A8 linear share: operands, places of tiles, and what an epilogue does with outputs.
+// What the kernels of a W8A8 linear share: operands, places of tiles, and what an epilogue does with outputs. Places,
+// loads, stores and the GELU also serve the linear in bf16 and f16.
 //
 // acc = fma(sum, s * ws, acc) over blocks of 128 along K in ascending order. Sums of INT8 are exact: whichever kernel
 // computes a tile, the result is the one of `plugins/ops/common/w8a8.rs`.
@@ -49,8 +50,8 @@ struct Place {
     int32_t rows, columns;  // how many exist, up to the tile's
 };
 
-// Reads `valid` values that nothing writes meanwhile, which with `wide` are all and aligned to 16 bytes; the others
-// become zeros.
+// Reads `valid` values that nothing writes meanwhile; the others become zeros. With `wide` it reads all, which must
+// exist and be aligned to 16 bytes.
 template <int32_t kCount, class T>
 __device__ __forceinline__ void load(float (&to)[kCount], T const* from, int32_t valid, bool wide) {
     alignas(16) T values[kCount];
@@ -67,7 +68,7 @@ __device__ __forceinline__ void load(float (&to)[kCount], T const* from, int32_t
     for (int32_t i = 0; i < kCount; ++i) to[i] = static_cast<float>(values[i]);
 }
 
-// Writes the first `valid` of 8 or 16 bytes of values, which with `wide` are all or none and aligned to as many bytes.
+// Writes the first `valid` of 8 or 16 bytes of values, which with `wide` are all or none, aligned to as many bytes.
 template <int32_t kCount, class T>
 __device__ __forceinline__ void store(T* to, T const (&values)[kCount], int32_t valid, bool wide) {
     static_assert(kCount * sizeof(T) == 16 || kCount * sizeof(T) == 8);
@@ -135,8 +136,8 @@ __device__ __forceinline__ void finish(float (&y)[kWidth], Operands const& x, in
     }
 }
 
-// The tile number `id` of outputs of `x.m` by `x.n`, of kRows by kBlock. Those that run together take kRaster rows and as
-// many columns as there are CTAs for: a square of the outputs reads the fewest bytes, and L2 holds them.
+// The tile number `id` of outputs of `x.m` by `x.n`, of kRows by kBlock. Those that run together take kRaster rows and
+// as many columns as there are CTAs for: a square of the outputs reads the fewest bytes, and L2 holds them.
 template <int32_t kRows, class Sizes>
 __device__ __forceinline__ Place place(Sizes const& x, int32_t id) {
     constexpr int32_t kSwept = kRaster / kRows;
