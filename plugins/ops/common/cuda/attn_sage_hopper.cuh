@@ -2,9 +2,9 @@
 //
 // A thread block is one warpgroup and attends for 64 queries; several of them on a multiprocessor keep its tensor cores
 // busy while others are at their softmax, so registers are saved: queries are read from shared memory, and values are
-// multiplied for half of the channels at a time. Probabilities are operands in registers, with the fragments of mma.sync;
-// packed keys and values come as they lie, one copy each. The tensor cores keep few bits of sums of E4M3, so those of one
-// key block start from zero and go into f32.
+// multiplied for half of the channels at a time. Probabilities are operands in registers, with the fragments of
+// mma.sync; packed keys and values come as they lie, one copy each. The tensor cores keep few bits of sums of E4M3, so
+// those of one key block start from zero and go into f32.
 #pragma once
 
 #include "attn_sage_pack.cuh"

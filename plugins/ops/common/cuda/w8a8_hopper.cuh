@@ -1,49 +1,29 @@
-// The W8A8 linear of sm_90a: wgmma and the copy engine.
+// The W8A8 linear of sm_90a: wgmma and the copy engine; operands come as `steps_hopper.cuh` has it.
 //
-// A CTA stays and takes tile after tile of 256 x 128 outputs. Its third warpgroup fetches: a step is 256 rows of q and
-// 128 of w, one block of K wide. The other two multiply, 128 rows each, which is one block of the scales: 64 rows at a
-// time, whose INT32 sums go into f32 while the other warpgroup's products keep the tensor cores busy. Left to themselves
-// they would come to multiply together and convert together, so they take turns. E4M3 converts nothing, and its
-// warpgroups share the steps and nothing else: one is at its epilogue while the other multiplies.
-//
-// Sums of a product lie two columns to a thread. Rows of w are therefore fetched in another order: row p of a step is
-//   p = 32 g + 8 j + 2 t + c  of the tile's  n = 32 g + 8 t + 2 j + c,
-// with t the thread of a quad and c one of its two columns: the sums 16 g to 16 g + 15 of a thread are then eight
-// neighbouring outputs of two rows, and a quad has 32 neighbours. A tensor map of five axes does it at no cost.
+// A step is one block of K wide, and the 128 rows of a warpgroup are one block of the scales. Of these 64 rows at a
+// time are multiplied, whose INT32 sums go into f32 while the other warpgroup's products keep the tensor cores busy.
+// Left to themselves they would come to multiply together and convert together, so they take turns. E4M3 converts
+// nothing, and its warpgroups go each at its own pace: one is at its epilogue while the other multiplies.
 #pragma once
 
-#include "hopper.cuh"
-#include "mma_s8.cuh"
-#include "op.h"
-#include "w8a8_tile.cuh"
+#include "steps_hopper.cuh"
 
 namespace turbo::w8a8::wgmma {
 
-constexpr int32_t kMultipliers = 2;                 // warpgroups that multiply
-constexpr int32_t kRows = kMultipliers * kBlock;    // of a tile of outputs; it has kBlock columns
-constexpr int32_t kStages = 4;                      // steps in shared memory
-constexpr int32_t kBytesQ = kRows * kBlock;
-constexpr int32_t kBytesW = kBlock * kBlock;
-constexpr int32_t kStage = kBytesQ + kBytesW;
-constexpr int32_t kThreads = (kMultipliers + 1) * hopper::kWarpgroup;
-constexpr int32_t kProductRows = 64;
-constexpr int32_t kHalves = kBlock / kProductRows;  // products that cover a warpgroup's rows
-constexpr int32_t kProductK = 32;
-constexpr int32_t kGroups = 4;                      // runs of eight columns that a thread has of a row
+using steps::kGroups, steps::kHalves, steps::kMultipliers, steps::kProductRows, steps::kProducts, steps::kRows;
+static_assert(steps::kStepBytes == kBlock && steps::kWarpgroupRows == kBlock);
 
 // What shared memory holds, from a multiple of hopper::kAlignment on.
 struct Shared {
-    uint8_t steps[kStages][kStage];
+    steps::Steps steps;
     float greatest[kMultipliers][hopper::kWarpgroup / 32];
-    alignas(8) uint64_t full[kStages];
-    uint64_t empty[kStages];
 };
 constexpr int32_t kShared = sizeof(Shared) + hopper::kAlignment;
 static_assert(kShared <= 227 * 1024);
 
 #if TURBO_HOPPER
 
-using Accumulators = float[kHalves][64];
+using steps::Accumulators;
 
 // A warpgroup's 128 x 128 outputs, in registers.
 struct Tile {
@@ -73,10 +53,10 @@ struct Tile {
                     int32_t const valid = row < at.rows ? kWidth : 0;
                     float values[kWidth];
 #pragma unroll
-                    for (int32_t i = 0; i < kWidth; ++i) values[i] = acc[half][index(g, lower, i)];
+                    for (int32_t i = 0; i < kWidth; ++i) values[i] = acc[half][steps::sumOf(g, lower, i)];
                     visit(at.row + min(row, at.rows - 1), column, valid, values);
 #pragma unroll
-                    for (int32_t i = 0; i < kWidth; ++i) acc[half][index(g, lower, i)] = values[i];
+                    for (int32_t i = 0; i < kWidth; ++i) acc[half][steps::sumOf(g, lower, i)] = values[i];
                 }
             }
         }
@@ -103,33 +83,7 @@ struct Tile {
     }
 
     __device__ __forceinline__ bool isFirst() const { return threadIdx.x % hopper::kWarpgroup == 0; }
-
-private:
-    // Where the sum of column i of run g lies, in the upper row or the one eight further down.
-    static constexpr __device__ int32_t index(int32_t g, int32_t lower, int32_t i) {
-        return 16 * g + i / 2 * 4 + 2 * lower + i % 2;
-    }
 };
-
-// The steps of all tiles of this CTA, by one thread.
-__device__ __forceinline__ void fetch(
-    CUtensorMap const& q, CUtensorMap const& w, Operands const& x, int32_t tiles, int32_t steps, Shared& shared) {
-    hopper::prefetchMap(q);
-    hopper::prefetchMap(w);
-    hopper::Ring<kStages> ring;
-    for (int32_t tile = static_cast<int32_t>(blockIdx.x); tile < tiles; tile += static_cast<int32_t>(gridDim.x)) {
-        Place const at = place<kRows>(x, tile);
-        for (int32_t step = 0; step < steps; ++step) {
-            hopper::wait(sharedAddress(&shared.empty[ring.stage]), ring.parity ^ 1);
-            uint32_t const full = sharedAddress(&shared.full[ring.stage]);
-            uint32_t const to = sharedAddress(shared.steps[ring.stage]);
-            hopper::expectBytes(full, kStage);
-            hopper::copyBox(to, q, full, step * kBlock, at.row);
-            hopper::copyBox(to + kBytesQ, w, full, step * kBlock, 0, 0, 0, at.column / 32);
-            ring.advance();
-        }
-    }
-}
 
 // A product's sums: exact for INT8, and of few bits for E4M3, of which a block is not too much.
 template <Format kFormat>
@@ -147,10 +101,9 @@ template <Format kFormat, class Epilogue>
 __device__ __forceinline__ void multiply(
     Operands const& x, Epilogue const& epilogue, int32_t tiles, int32_t steps, Shared& shared, int32_t warpgroup) {
     constexpr bool kTurns = kFormat == Format::kInt8;
-    constexpr int32_t kProducts = kBlock / kProductK;
     bool const leads = threadIdx.x % 32 == 0;
     if (kTurns && warpgroup == 1) hopper::endTurn(warpgroup);
-    hopper::Ring<kStages> ring;
+    hopper::Ring<steps::kStages> ring;
     Sums<kFormat> sums;
     for (int32_t tile = static_cast<int32_t>(blockIdx.x); tile < tiles; tile += static_cast<int32_t>(gridDim.x)) {
         Place at = place<kRows>(x, tile);
@@ -166,9 +119,9 @@ __device__ __forceinline__ void multiply(
         for (int32_t step = 0; step < steps; ++step) {
             int32_t const next = min(step + 1, steps - 1);
             float const nextScale = s[next] * ws[next];
-            uint32_t const from = sharedAddress(shared.steps[ring.stage]);
-            uint64_t const w = hopper::describe(from + kBytesQ);
-            hopper::wait(sharedAddress(&shared.full[ring.stage]), ring.parity);
+            uint32_t const from = sharedAddress(shared.steps.data[ring.stage]);
+            uint64_t const w = hopper::describe(from + steps::kBytesX);
+            hopper::wait(sharedAddress(&shared.steps.full[ring.stage]), ring.parity);
 #pragma unroll
             for (int32_t half = 0; half < kHalves; ++half) {
                 uint64_t const q = hopper::describe(from + (warpgroup * kBlock + half * kProductRows) * hopper::kRow);
@@ -188,7 +141,7 @@ __device__ __forceinline__ void multiply(
                 }
                 hopper::waitProducts<0>();
                 hopper::settle(sums);
-                if (half == kHalves - 1 && leads) hopper::arrive(sharedAddress(&shared.empty[ring.stage]));
+                if (half == kHalves - 1 && leads) hopper::arrive(sharedAddress(&shared.steps.empty[ring.stage]));
                 addScaled(acc[half], sums, scale);
             }
             scale = nextScale;
@@ -204,34 +157,16 @@ __device__ __forceinline__ void multiply(
 #endif  // TURBO_HOPPER
 
 template <Format kFormat, class Epilogue>
-__global__ void __launch_bounds__(kThreads, 1) kernel(
+__global__ void __launch_bounds__(steps::kThreads, 1) kernel(
     __grid_constant__ CUtensorMap const q, __grid_constant__ CUtensorMap const w, Operands x, Epilogue epilogue) {
 #if TURBO_HOPPER
-    constexpr int32_t kFetching = 40, kMultiplying = 232;  // registers of a thread
-    static_assert((kFetching + kMultipliers * kMultiplying) * hopper::kWarpgroup <= 65536);
     extern __shared__ uint8_t memory[];
     uint32_t const skip = -sharedAddress(memory) % hopper::kAlignment;
     Shared& shared = *reinterpret_cast<Shared*>(memory + skip);
-    if (threadIdx.x == 0) {
-        for (int32_t stage = 0; stage < kStages; ++stage) {
-            hopper::initBarrier(sharedAddress(&shared.full[stage]), 1);
-            hopper::initBarrier(sharedAddress(&shared.empty[stage]), kMultipliers * hopper::kWarpgroup / 32);
-        }
-        hopper::publishBarriers();
-    }
-    __syncthreads();
-
-    int32_t const tiles = ((x.m - 1) / kRows + 1) * ((x.n - 1) / kBlock + 1);
-    int32_t const steps = (x.k - 1) / kBlock + 1;
-    // The same in all lanes, which the compiler cannot know.
-    int32_t const warpgroup = __shfl_sync(0xffffffff, static_cast<int32_t>(threadIdx.x) / hopper::kWarpgroup, 0);
-    if (warpgroup == kMultipliers) {
-        hopper::shrinkRegisters<kFetching>();
-        if (threadIdx.x == kMultipliers * hopper::kWarpgroup) fetch(q, w, x, tiles, steps, shared);
-    } else {
-        hopper::growRegisters<kMultiplying>();
-        multiply<kFormat>(x, epilogue, tiles, steps, shared, warpgroup);
-    }
+    int32_t const blocks = (x.k - 1) / kBlock + 1;
+    steps::run(q, w, x, blocks, shared.steps, [&](int32_t tiles, int32_t warpgroup) {
+        multiply<kFormat>(x, epilogue, tiles, blocks, shared, warpgroup);
+    });
 #endif
 }
 
@@ -243,26 +178,8 @@ inline bool takes(Operands const& x) {
 
 template <Format kFormat, class Epilogue>
 Status launch(Operands const& x, Epilogue const& epilogue, int32_t multiprocessors, cudaStream_t stream) {
-    auto const k = static_cast<uint64_t>(x.k), m = static_cast<uint64_t>(x.m), n = static_cast<uint64_t>(x.n);
-    CUtensorMap q, w;
-    cudaError_t error = hopper::makeMap<2>(q, x.q, {k, m}, {k}, {kBlock, kRows});
-    // Axes of w: K, then c, t, j and g of the order above.
-    if (error == cudaSuccess) {
-        error = hopper::makeMap<5>(
-            w, x.w, {k, 2, 4, 4, n / 32}, {k, 8 * k, 2 * k, 32 * k}, {kBlock, 2, 4, 4, kBlock / 32});
-    }
-    auto* const run = kernel<kFormat, Epilogue>;
-    if (error == cudaSuccess) {
-        error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-    }
-    if (error != cudaSuccess) return {nullptr, error};
-    int32_t const tiles = ((x.m - 1) / kRows + 1) * (x.n / kBlock);
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(tiles < multiprocessors ? tiles : multiprocessors);
-    config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = kShared;
-    config.stream = stream;
-    return launched(cudaLaunchKernelEx(&config, run, q, w, x, epilogue));
+    return steps::launch(kernel<kFormat, Epilogue>, x.q, x.w, x, static_cast<uint64_t>(x.k), kShared, multiprocessors,
+                         stream, x, epilogue);
 }
 
 }  // namespace turbo::w8a8::wgmma

@@ -9,8 +9,8 @@
 //   kRun<T>                a width of runs that suits outputs of type T
 //   forEachRun<kWidth>(visit)
 //                          calls `visit(row, column, valid, values)` for this thread's runs of `kWidth` outputs, the
-//                          same in every call: place in the whole, outputs that exist, float(&)[kWidth]. If none do, the
-//                          row is another one's
+//                          same in every call: place in the whole, outputs that exist, float(&)[kWidth]. If none
+//                          do, the row is another one's
 //   change<kWidth>(visit)  the same, and keeps what `visit` makes of the values
 //   maximum(value)         the greatest value of the tile's threads
 //   isFirst()              whether this is the first of the tile's threads
