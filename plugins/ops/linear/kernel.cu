@@ -12,7 +12,7 @@ Status launchAs(bool gelu, Call const& call, cudaStream_t stream) {
     T* const y = data(call.out[0]);
     auto const m = static_cast<int32_t>(call.in[0].dim[0]), n = static_cast<int32_t>(call.in[1].dim[0]);
     auto const k = static_cast<int32_t>(call.in[0].dim[1]);
-    bool const wide = w8a8::aligned(y, n) && w8a8::aligned(bias, n);
+    bool const wide = tile::aligned(y, n) && tile::aligned(bias, n);
     linear::Operands<T> const x{data(call.in[0]), data(call.in[1]), bias, y, m, n, k, gelu, wide};
     if (m == 0 || n == 0) return {};
     hopper::Device device;
@@ -35,7 +35,7 @@ Status prepare(TurboLinear::Attrs const& attrs, Call const& call, size_t* bytes)
     int64_t const k = call.in[0].dim[1];
     // Kernels count the bytes of a row in int32, rounded up to whole steps.
     if (k < 1 || k > INT32_MAX / 2 - 64) return {"axis `k` must be at least 1 and below 2^30 - 64"};
-    return w8a8::checkSizes(call.in[0].dim[0], call.in[1].dim[0]);
+    return tile::checkSizes(call.in[0].dim[0], call.in[1].dim[0]);
 }
 
 Status launch(TurboLinear::Attrs const& attrs, Call const& call, void*, cudaStream_t stream) {

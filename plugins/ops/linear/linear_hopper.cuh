@@ -53,7 +53,7 @@ __device__ __forceinline__ void multiply(
     };
     hopper::Ring<steps::kStages> ring;
     for (int32_t tile = static_cast<int32_t>(blockIdx.x); tile < tiles; tile += static_cast<int32_t>(gridDim.x)) {
-        Place at = w8a8::place<kRows>(operands, tile);
+        Place at = tile::place<kRows>(operands, tile);
         at.row += warpgroup * kWarpgroupRows;
         at.rows -= warpgroup * kWarpgroupRows;
         Accumulators acc = {};
@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(steps::kThreads, 1)
 // Whether the kernel takes these operands: whole tiles in width, and rows that the copy engine can read.
 template <class T>
 bool takes(Operands<T> const& x) {
-    return x.m >= kWarpgroupRows && x.n % steps::kColumns == 0 && x.wide && w8a8::aligned(x.x, x.k) &&
-           w8a8::aligned(x.w, x.k);
+    return x.m >= kWarpgroupRows && x.n % steps::kColumns == 0 && x.wide && tile::aligned(x.x, x.k) &&
+           tile::aligned(x.w, x.k);
 }
 
 template <class T>

@@ -11,15 +11,13 @@
 
 namespace turbo::linear::portable {
 
-using w8a8::portable::Accumulators, w8a8::portable::Loader, w8a8::portable::Tile, w8a8::portable::storeSums;
-using w8a8::portable::kChunk, w8a8::portable::kMmaColumns, w8a8::portable::kMmaK, w8a8::portable::kMmaRows;
-using w8a8::portable::kOperand, w8a8::portable::kPitch, w8a8::portable::kShared, w8a8::portable::kStage;
-using w8a8::portable::kStages, w8a8::portable::kThreads, w8a8::portable::kTile, w8a8::portable::kWarpColumns;
-using w8a8::portable::kWarpRows;
+using w8a8::portable::Accumulators, w8a8::portable::Loader, w8a8::portable::Tile;
+using w8a8::portable::kMmaColumns, w8a8::portable::kMmaK, w8a8::portable::kMmaRows, w8a8::portable::kThreads;
+using w8a8::portable::kTile, w8a8::portable::kWarpColumns, w8a8::portable::kWarpRows;
 
-// acc += the products of one step, whose rows of the warp begin at `x` and `w` in shared memory.
+// acc += the products of one step, whose rows of the warp begin at `x` and `w` in shared memory. There is no scale.
 template <class T>
-__device__ __forceinline__ void multiply(Accumulators& acc, uint32_t x, uint32_t w) {
+__device__ __forceinline__ void multiply(Accumulators& acc, uint32_t x, uint32_t w, float) {
     constexpr int32_t kColumnTiles = kWarpColumns / kMmaColumns;
 #pragma unroll
     for (int32_t pair = 0; pair < kTile / kMmaK / 2; ++pair) {
@@ -46,8 +44,7 @@ __device__ __forceinline__ void multiply(Accumulators& acc, uint32_t x, uint32_t
 template <class T, bool kAsync>
 __global__ void __launch_bounds__(kThreads) kernel(Operands<T> operands) {
     extern __shared__ __align__(1024) uint8_t memory[];
-    uint32_t const shared = sharedAddress(memory);
-    Place const at = w8a8::place<kTile>(operands, static_cast<int32_t>(blockIdx.x));
+    Place const at = tile::place<kTile>(operands, static_cast<int32_t>(blockIdx.x));
     int32_t const bytes = operands.k * static_cast<int32_t>(sizeof(T));
     int32_t const steps = (bytes - 1) / kTile + 1;
 
@@ -56,42 +53,8 @@ __global__ void __launch_bounds__(kThreads) kernel(Operands<T> operands) {
     };
     Loader const loadX{rows(operands.x, at.row), at.rows - 1, bytes};
     Loader const loadW{rows(operands.w, at.column), at.columns - 1, bytes};
-    auto const loadStep = [&](int32_t step, int32_t stage) {
-        if (step < steps) {
-            loadX.template load<kAsync>(shared + stage * kStage, step);
-            loadW.template load<kAsync>(shared + stage * kStage + kOperand, step);
-        }
-        w8a8::commitCopies();
-    };
-
-    int32_t const warp = static_cast<int32_t>(threadIdx.x) / 32;
-    int32_t const lane = static_cast<int32_t>(threadIdx.x) % 32;
-    int32_t const row = warp / (kTile / kWarpColumns) * kWarpRows;
-    int32_t const column = warp % (kTile / kWarpColumns) * kWarpColumns;
-    // Where a lane's loads begin: as in the W8A8 linear.
-    uint32_t const x = shared + (row + lane % 16) * kTile + (lane / 16 ^ lane % 8) * kChunk;
-    uint32_t const w = shared + kOperand + (column + lane % 8) * kTile + (lane / 8 ^ lane % 8) * kChunk;
-    Accumulators acc = {};
-
-#pragma unroll
-    for (int32_t stage = 0; stage < kStages - 1; ++stage) loadStep(stage, stage);
-    int32_t stage = 0;
-#pragma unroll 1
-    for (int32_t step = 0; step < steps; ++step) {
-        w8a8::waitCopies<kStages - 2>();
-        // Everyone's part of this step has come, and everyone is done with the step before, whose place is next.
-        __syncthreads();
-        loadStep(step + kStages - 1, stage == 0 ? kStages - 1 : stage - 1);
-        multiply<T>(acc, x + stage * kStage, w + stage * kStage);
-        stage = stage + 1 == kStages ? 0 : stage + 1;
-    }
-    w8a8::waitCopies<0>();
-    __syncthreads();
-
-    float* const y = reinterpret_cast<float*>(memory);
-    storeSums(y, acc, row, column);
-    __syncthreads();
-    Tile tile{at, y, y + kTile * kPitch};
+    Tile tile = w8a8::portable::sumSteps<kAsync>(
+        memory, at, loadX, loadW, steps, [](int32_t) { return 1.0f; }, multiply<T>);
     tile.forEachRun<kRun>([&](int32_t row, int32_t column, int32_t valid, float (&sums)[kRun]) {
         float bias[kRun];
         loadBias<false>(bias, operands, column, valid);
@@ -101,16 +64,8 @@ __global__ void __launch_bounds__(kThreads) kernel(Operands<T> operands) {
 
 template <class T>
 Status launch(Operands<T> const& operands, cudaStream_t stream) {
-    bool const async = w8a8::aligned(operands.x, operands.k) && w8a8::aligned(operands.w, operands.k);
-    auto* const run = async ? kernel<T, true> : kernel<T, false>;
-    cudaError_t const error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-    if (error != cudaSuccess) return {nullptr, error};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(((operands.m - 1) / kTile + 1) * ((operands.n - 1) / kTile + 1));
-    config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = kShared;
-    config.stream = stream;
-    return launched(cudaLaunchKernelEx(&config, run, operands));
+    bool const async = tile::aligned(operands.x, operands.k) && tile::aligned(operands.w, operands.k);
+    return w8a8::portable::start(async ? kernel<T, true> : kernel<T, false>, operands, stream, operands);
 }
 
 }  // namespace turbo::linear::portable

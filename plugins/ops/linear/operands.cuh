@@ -1,11 +1,11 @@
 // What the kernels of the linear share: its operands, and what becomes of the sums.
 #pragma once
 
-#include "../common/cuda/w8a8_tile.cuh"
+#include "../common/cuda/tile.cuh"
 
 namespace turbo::linear {
 
-using w8a8::Place;
+using tile::Place;
 
 constexpr int32_t kRun = 8;  // neighbouring outputs that a thread finishes and stores together
 
@@ -23,7 +23,7 @@ struct Operands {
 // The bias of a run at `column`, of whose outputs `valid` exist; with kWide all of them do, in wide rows.
 template <bool kWide, class T>
 __device__ __forceinline__ void loadBias(float (&bias)[kRun], Operands<T> const& x, int32_t column, int32_t valid) {
-    w8a8::load(bias, x.bias + column, valid, kWide || x.wide);
+    tile::load(bias, x.bias + column, valid, kWide || x.wide);
 }
 
 // Finishes and stores a run of sums.
@@ -34,12 +34,12 @@ __device__ __forceinline__ void finish(Operands<T> const& x, float (&y)[kRun], f
     for (int32_t i = 0; i < kRun; ++i) y[i] += bias[i];
     if (x.gelu) {
 #pragma unroll
-        for (int32_t i = 0; i < kRun; ++i) y[i] = w8a8::geluTanh(y[i]);
+        for (int32_t i = 0; i < kRun; ++i) y[i] = tile::geluTanh(y[i]);
     }
     alignas(16) T out[kRun];
 #pragma unroll
     for (int32_t i = 0; i < kRun; ++i) out[i] = static_cast<T>(y[i]);
-    w8a8::store(x.y + static_cast<int64_t>(row) * x.n + column, out, valid, kWide || x.wide);
+    tile::store(x.y + static_cast<int64_t>(row) * x.n + column, out, valid, kWide || x.wide);
 }
 
 }  // namespace turbo::linear

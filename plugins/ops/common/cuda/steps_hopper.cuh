@@ -12,7 +12,7 @@
 #include "hopper.cuh"
 #include "op.h"
 #include "shared.cuh"
-#include "w8a8_tile.cuh"
+#include "tile.cuh"
 
 namespace turbo::steps {
 
@@ -21,7 +21,7 @@ constexpr int32_t kProductRows = 64;
 constexpr int32_t kHalves = 2;                            // products that cover a warpgroup's rows
 constexpr int32_t kWarpgroupRows = kHalves * kProductRows;
 constexpr int32_t kRows = kMultipliers * kWarpgroupRows;  // of a tile of outputs
-constexpr int32_t kColumns = w8a8::kBlock;
+constexpr int32_t kColumns = tile::kBlock;
 constexpr int32_t kGroups = kColumns / 32;                // runs of eight columns that a thread has of a row
 constexpr int32_t kStages = 4;                            // steps in shared memory
 constexpr int32_t kStepBytes = hopper::kRow;              // of each row
@@ -62,7 +62,7 @@ __device__ __forceinline__ void fetch(
     hopper::prefetchMap(w);
     hopper::Ring<kStages> ring;
     for (int32_t tile = static_cast<int32_t>(blockIdx.x); tile < tiles; tile += static_cast<int32_t>(gridDim.x)) {
-        w8a8::Place const at = w8a8::place<kRows>(sizes, tile);
+        tile::Place const at = tile::place<kRows>(sizes, tile);
         for (int32_t step = 0; step < steps; ++step) {
             hopper::wait(sharedAddress(&shared.empty[ring.stage]), ring.parity ^ 1);
             uint32_t const full = sharedAddress(&shared.full[ring.stage]);

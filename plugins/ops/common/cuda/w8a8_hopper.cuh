@@ -7,6 +7,7 @@
 #pragma once
 
 #include "steps_hopper.cuh"
+#include "w8a8_tile.cuh"
 
 namespace turbo::w8a8::wgmma {
 

@@ -205,18 +205,15 @@ __device__ __forceinline__ void multiply(Accumulators& acc, uint32_t q, uint32_t
     }
 }
 
-template <Format kFormat, class Epilogue, bool kAsync>
-__global__ void __launch_bounds__(kThreads) kernel(Operands x, Epilogue epilogue) {
-    extern __shared__ __align__(1024) uint8_t memory[];
+// The sums of a tile over all steps, for an epilogue, by all threads of a CTA. `scaleOf(step)` is asked for early, and
+// `multiply(acc, x, w, scale)` adds the products of a step, whose rows of the warp begin at `x` and `w`.
+template <bool kAsync, class ScaleOf, class Multiply>
+__device__ __forceinline__ Tile sumSteps(uint8_t* memory, Place const& at, Loader const& loadX, Loader const& loadW,
+                                         int32_t steps, ScaleOf scaleOf, Multiply multiply) {
     uint32_t const shared = sharedAddress(memory);
-    Place const at = place<kTile>(x, static_cast<int32_t>(blockIdx.x));
-    int32_t const steps = (x.k - 1) / kTile + 1;
-
-    Loader const loadQ{x.q + static_cast<int64_t>(at.row) * x.k, at.rows - 1, x.k};
-    Loader const loadW{x.w + static_cast<int64_t>(at.column) * x.k, at.columns - 1, x.k};
     auto const loadStep = [&](int32_t step, int32_t stage) {
         if (step < steps) {
-            loadQ.load<kAsync>(shared + stage * kStage, step);
+            loadX.load<kAsync>(shared + stage * kStage, step);
             loadW.load<kAsync>(shared + stage * kStage + kOperand, step);
         }
         commitCopies();
@@ -226,12 +223,10 @@ __global__ void __launch_bounds__(kThreads) kernel(Operands x, Epilogue epilogue
     int32_t const lane = static_cast<int32_t>(threadIdx.x) % 32;
     int32_t const row = warp / (kTile / kWarpColumns) * kWarpRows;
     int32_t const column = warp % (kTile / kWarpColumns) * kWarpColumns;
-    // A load of q takes rows 0-7 and 8-15 of one chunk, then of the next; a load of w four chunks of eight
+    // A load of x takes rows 0-7 and 8-15 of one chunk, then of the next; a load of w four chunks of eight
     // rows. An exclusive or with the bytes of whole such loads moves along the row.
-    uint32_t const q = shared + (row + lane % 16) * kTile + (lane / 16 ^ lane % 8) * kChunk;
+    uint32_t const x = shared + (row + lane % 16) * kTile + (lane / 16 ^ lane % 8) * kChunk;
     uint32_t const w = shared + kOperand + (column + lane % 8) * kTile + (lane / 8 ^ lane % 8) * kChunk;
-    float const* const s = x.s + static_cast<int64_t>(at.row / kTile) * steps;
-    float const* const ws = x.ws + static_cast<int64_t>(at.column / kTile) * steps;
     Accumulators acc = {};
 
 #pragma unroll
@@ -239,13 +234,13 @@ __global__ void __launch_bounds__(kThreads) kernel(Operands x, Epilogue epilogue
     int32_t stage = 0;
 #pragma unroll 1
     for (int32_t step = 0; step < steps; ++step) {
-        float const scale = s[step] * ws[step];
+        float const scale = scaleOf(step);
         waitCopies<kStages - 2>();
         // Everyone's part of this step has come, and everyone is done with the step before, whose place is
         // next.
         __syncthreads();
         loadStep(step + kStages - 1, stage == 0 ? kStages - 1 : stage - 1);
-        multiply<kFormat>(acc, q + stage * kStage, w + stage * kStage, scale);
+        multiply(acc, x + stage * kStage, w + stage * kStage, scale);
         stage = stage + 1 == kStages ? 0 : stage + 1;
     }
     waitCopies<0>();
@@ -254,22 +249,40 @@ __global__ void __launch_bounds__(kThreads) kernel(Operands x, Epilogue epilogue
     float* const y = reinterpret_cast<float*>(memory);
     storeSums(y, acc, row, column);
     __syncthreads();
-    Tile tile{at, y, y + kTile * kPitch};
+    return {at, y, y + kTile * kPitch};
+}
+
+template <Format kFormat, class Epilogue, bool kAsync>
+__global__ void __launch_bounds__(kThreads) kernel(Operands x, Epilogue epilogue) {
+    extern __shared__ __align__(1024) uint8_t memory[];
+    Place const at = place<kTile>(x, static_cast<int32_t>(blockIdx.x));
+    int32_t const steps = (x.k - 1) / kTile + 1;
+    Loader const loadQ{x.q + static_cast<int64_t>(at.row) * x.k, at.rows - 1, x.k};
+    Loader const loadW{x.w + static_cast<int64_t>(at.column) * x.k, at.columns - 1, x.k};
+    float const* const s = x.s + static_cast<int64_t>(at.row / kTile) * steps;
+    float const* const ws = x.ws + static_cast<int64_t>(at.column / kTile) * steps;
+    Tile tile = sumSteps<kAsync>(
+        memory, at, loadQ, loadW, steps, [=](int32_t step) { return s[step] * ws[step]; }, multiply<kFormat>);
     epilogue(tile, x);
 }
 
-template <Format kFormat, class Epilogue>
-Status launch(Operands const& x, Epilogue const& epilogue, cudaStream_t stream) {
-    auto* const run =
-        aligned(x.q, x.k) && aligned(x.w, x.k) ? kernel<kFormat, Epilogue, true> : kernel<kFormat, Epilogue, false>;
-    cudaError_t const error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+// Enqueues a kernel that gives a CTA each tile of outputs of `x.m` by `x.n`.
+template <class Sizes, class... P>
+Status start(void (*kernel)(P...), Sizes const& x, cudaStream_t stream, P const&... arguments) {
+    cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     if (error != cudaSuccess) return {nullptr, error};
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(((x.m - 1) / kTile + 1) * ((x.n - 1) / kTile + 1));
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = kShared;
     config.stream = stream;
-    return launched(cudaLaunchKernelEx(&config, run, x, epilogue));
+    return launched(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+template <Format kFormat, class Epilogue>
+Status launch(Operands const& x, Epilogue const& epilogue, cudaStream_t stream) {
+    bool const async = aligned(x.q, x.k) && aligned(x.w, x.k);
+    return start(async ? kernel<kFormat, Epilogue, true> : kernel<kFormat, Epilogue, false>, x, stream, x, epilogue);
 }
 
 }  // namespace turbo::w8a8::portable

@@ -1,0 +1,102 @@
+// What the kernels of all linears share: where a tile of outputs lies, and runs of values on their way from and to
+// memory.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "op.h"
+
+namespace turbo::tile {
+
+constexpr int32_t kBlock = 128;    // columns of a tile; its rows are a multiple
+constexpr int32_t kRaster = 2048;  // rows that CTAs sweep together
+
+// Where a tile lies in the whole.
+struct Place {
+    int32_t row, column;    // first ones
+    int32_t rows, columns;  // how many exist, up to the tile's
+};
+
+// The tile number `id` of outputs of `x.m` by `x.n`, of kRows by kBlock. Those that run together take kRaster rows and
+// as many columns as there are CTAs for: a square of the outputs reads the fewest bytes, and L2 holds them.
+template <int32_t kRows, class Sizes>
+__device__ __forceinline__ Place place(Sizes const& x, int32_t id) {
+    constexpr int32_t kSwept = kRaster / kRows;
+    int32_t const tilesM = (x.m - 1) / kRows + 1;
+    int32_t const tilesN = (x.n - 1) / kBlock + 1;
+    int32_t const first = id / tilesN / kSwept * kSwept;
+    int32_t const height = min(kSwept, tilesM - first);
+    int32_t const within = id - first * tilesN;
+    int32_t const row = (first + within % height) * kRows;
+    int32_t const column = within / height * kBlock;
+    return {row, column, min(kRows, x.m - row), min(kBlock, x.n - column)};
+}
+
+// Reads `valid` values that nothing writes meanwhile; the others become zeros. With `wide` it reads all, which must
+// exist and be aligned to 16 bytes.
+template <int32_t kCount, class T>
+__device__ __forceinline__ void load(float (&to)[kCount], T const* from, int32_t valid, bool wide) {
+    alignas(16) T values[kCount];
+    if (wide) {
+#pragma unroll
+        for (int32_t i = 0; i < kCount * static_cast<int32_t>(sizeof(T)) / 16; ++i) {
+            reinterpret_cast<uint4*>(values)[i] = __ldg(reinterpret_cast<uint4 const*>(from) + i);
+        }
+    } else {
+#pragma unroll
+        for (int32_t i = 0; i < kCount; ++i) values[i] = i < valid ? from[i] : static_cast<T>(0.0f);
+    }
+#pragma unroll
+    for (int32_t i = 0; i < kCount; ++i) to[i] = static_cast<float>(values[i]);
+}
+
+// Writes the first `valid` of 8 or 16 bytes of values, which with `wide` are all or none, aligned to as many bytes.
+template <int32_t kCount, class T>
+__device__ __forceinline__ void store(T* to, T const (&values)[kCount], int32_t valid, bool wide) {
+    static_assert(kCount * sizeof(T) == 16 || kCount * sizeof(T) == 8);
+    using Word = std::conditional_t<kCount * sizeof(T) == 16, uint4, uint2>;
+    if (wide) {
+        if (valid > 0) *reinterpret_cast<Word*>(to) = *reinterpret_cast<Word const*>(values);
+    } else {
+#pragma unroll
+        for (int32_t i = 0; i < kCount; ++i) {
+            if (i < valid) to[i] = values[i];
+        }
+    }
+}
+
+// x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + exp(-2 u)): one exponential and one
+// reciprocal, and no difference of nearly equal numbers where x is negative. Where the exponential is infinite, the
+// result is 0.
+__device__ __forceinline__ float geluTanh(float x) {
+    constexpr float kFactor = -2.0f * 0.7978845608028654f * 1.4426950408889634f;  // -2 sqrt(2 / pi) log2(e)
+    float const u = kFactor * x * fmaf(0.044715f * x, x, 1.0f);
+    float power, quotient;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(u));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(quotient) : "f"(1.0f + power));
+    return x * quotient;
+}
+
+// Whether the kernels take outputs of these sizes.
+inline Status checkSizes(int64_t m, int64_t n) {
+    // Rounded up to whole tiles, sizes must remain int32.
+    constexpr int64_t kMost = INT32_MAX - 3 * kBlock;
+    if (m < 0 || m > kMost || n < 0 || n > kMost) return {"axes `m` and `n` must be below 2^31 - 384"};
+    if (((m + kRaster) / kBlock + 1) * ((n + kBlock - 1) / kBlock) > INT32_MAX) {
+        return {"`y` must have fewer than 2^31 blocks of 128 x 128"};
+    }
+    return {};
+}
+
+// Whether rows of `columns` elements from `data` on begin at multiples of 16 bytes.
+template <class T>
+bool aligned(T const* data, int64_t columns) {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && columns * sizeof(T) % 16 == 0;
+}
+
+}  // namespace turbo::tile
