@@ -16,8 +16,8 @@ use crate::node::{Call, Node};
 
 /// Runs of a kernel; the median counts.
 const RUNS: usize = 20;
-/// Bytes of random data, repeated to fill a tensor: more than the L2 cache of Hopper holds, and four times a prime, so that no two
-/// rows are alike.
+/// Bytes of random data, repeated to fill a tensor: more than the L2 cache of Hopper holds, and four times a prime, so
+/// that no two rows are alike.
 const CHUNK: usize = 4 * 16_777_213;
 /// Formats of quantised values.
 const FORMATS: [&str; 2] = ["int8", "e4m3"];

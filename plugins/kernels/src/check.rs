@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
-use turbo_ops::{Case, Op, Tensor};
+use turbo_ops::{Case, Op, Tensor, TensorDef, Ty};
 
 use crate::elements::{self, Element, activations, attrs_for};
 use crate::library::Library;
@@ -151,8 +151,8 @@ pub fn run(
 
 /// Tensor cores multiply 16-bit types: products of activations need not take f32. Every other kernel takes all.
 fn may_refuse(job: &Job) -> bool {
-    let multiplies = job.op.name == "TurboLinear" || job.op.inputs.iter().any(|def| def.name == "v");
-    job.activation == Element::F32 && multiplies
+    let multiplies = |def: &TensorDef| def.ty == Ty::T && matches!(def.name, "v" | "w");
+    job.activation == Element::F32 && job.op.inputs.iter().any(multiplies)
 }
 
 /// Why the kernel does not take a job.

@@ -37,9 +37,6 @@ fn linears(runtime: &Runtime) -> Result<()> {
             one_op(runtime, &turbo_ops::w8a8_linear::OP, attrs, &Dims::of(&[("m", m), ("n", n), ("k", k)]))
         };
         let (mut ours, mut fp8) = (linear(Format::Int8)?, linear(Format::E4m3)?);
-        let attrs = Attrs::new().choice("activation", "none");
-        let sizes = Dims::of(&[("m", m), ("n", n), ("k", k)]);
-        let mut full = one_op(runtime, &turbo_ops::linear::OP, attrs, &sizes)?;
         let dims = Dims::of(&[("m", m), ("k", k)]);
         let mut quantize = one_op(runtime, &turbo_ops::quantize::OP, quantized(Format::Int8), &dims)?;
         let mut rng = Rng::new(1);
@@ -50,12 +47,10 @@ fn linears(runtime: &Runtime) -> Result<()> {
         g.output("y", y);
         let mut theirs =
             Stock::new(runtime, &g.finish()?, vec![("x", Tensor::f32(vec![m, k], normal(&mut rng, m * k)))])?;
-        let [ours, quantize, fp8, full, theirs] =
-            race([&mut ours, &mut quantize, &mut fp8, &mut full, &mut theirs])?;
+        let [ours, quantize, fp8, theirs] = race([&mut ours, &mut quantize, &mut fp8, &mut theirs])?;
         row(&format!("W8A8 linear {m}x{k}x{n}"), ours, "f32 MatMul, packed weights", theirs);
         row("the same and quantisation of its input", ours + quantize, "f32 MatMul, packed weights", theirs);
         row(&format!("FP8 linear {m}x{k}x{n}"), fp8, "f32 MatMul, packed weights", theirs);
-        row(&format!("f32 linear {m}x{k}x{n}"), full, "f32 MatMul, packed weights", theirs);
     }
     Ok(())
 }
