@@ -1,10 +1,10 @@
 //! Times of the kernels at the sizes of Wan's blocks.
 
 use anyhow::Result;
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::{Value, json};
-use turbo_ops::common::quant::{FORMAT, Format};
+use turbo_ops::common::quant::{FORMAT, Format, quantize};
 use turbo_ops::{Attrs, Case, Dims, Op, Rng, TensorDef, find};
 
 use crate::check::{arguments, input_shapes, output_shapes};
@@ -289,19 +289,31 @@ fn time(library: &Library, ceilings: &Ceilings, bench: &Bench) -> Result<Figures
     Ok(Figures { times, work, floor: ceilings.floor(&work), workspace: needed })
 }
 
-/// Random elements: normal activations, small positive f32 (scales, weights), any byte that is a number.
+/// Random elements: normal activations, small positive f32 (scales, weights), and what quantisation makes of normal
+/// activations: how fast a GPU multiplies depends on how many bits change, since that takes power.
 fn random(element: Element, format: Format, bytes: usize) -> Vec<u8> {
     let mut data = vec![0; bytes];
     data.par_chunks_mut(1 << 16).enumerate().for_each(|(i, part)| {
         let mut rng = Rng::new(i as u64);
+        if element == Element::I8 {
+            let x: Vec<f32> = part.iter().map(|_| rng.normal() as f32).collect();
+            let shape = if part.len() % 128 == 0 { [part.len() / 128, 128] } else { [1, part.len()] };
+            let mut q = vec![0; part.len()];
+            quantize(
+                format,
+                &x,
+                shape,
+                &mut q,
+                &mut vec![0.0; shape[0].div_ceil(128) * shape[1].div_ceil(128)],
+            );
+            part.iter_mut().zip(q).for_each(|(byte, q)| *byte = q as u8);
+            return;
+        }
         for value in part.chunks_mut(element.size()) {
             match element {
                 Element::Bf16 => value.copy_from_slice(&bf16::from_f64(rng.normal()).to_le_bytes()),
-                Element::F32 => value.copy_from_slice(&(0.02 * (0.5 + rng.uniform()) as f32).to_le_bytes()),
-                _ => {
-                    let byte = rng.bits() as i8;
-                    value.fill(if format.value(byte).is_nan() { 0 } else { byte as u8 });
-                }
+                Element::F16 => value.copy_from_slice(&f16::from_f64(rng.normal()).to_le_bytes()),
+                _ => value.copy_from_slice(&(0.02 * (0.5 + rng.uniform()) as f32).to_le_bytes()),
             }
         }
     });

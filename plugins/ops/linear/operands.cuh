@@ -33,8 +33,7 @@ __device__ __forceinline__ void finish(Operands<T> const& x, float (&y)[kRun], f
 #pragma unroll
     for (int32_t i = 0; i < kRun; ++i) y[i] += bias[i];
     if (x.gelu) {
-#pragma unroll
-        for (int32_t i = 0; i < kRun; ++i) y[i] = tile::geluTanh(y[i]);
+        tile::geluTanh(y);
     }
     alignas(16) T out[kRun];
 #pragma unroll

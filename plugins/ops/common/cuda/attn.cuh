@@ -164,6 +164,14 @@ struct KeyTiles {
         }
     }
 
+    // How many there are, for all lanes of a warp; before the first, and where a block is one tile.
+    __device__ int32_t count() const {
+        if (lut == nullptr) return min(keep, blocks);
+        int32_t count = 0;
+        for (int32_t i = threadIdx.x % 32; i < keep; i += 32) count += lut[i] >= 0 && lut[i] < blocks;
+        return __reduce_add_sync(~0u, count);
+    }
+
     // The next tile, or -1.
     __device__ int32_t next() {
         while (at < keep) {

@@ -6,13 +6,13 @@
 #pragma once
 
 #include "attn_linear.cuh"
+#include "attn_rows_hopper.cuh"
 #include "hopper.cuh"
 #include "shared.cuh"
 
 namespace turbo::attn::wgmma {
 
-constexpr int kExactQueries = 64;  // of a thread block
-constexpr int kExactKeys = 64;     // of a tile
+constexpr int kExactKeys = 64;  // of a tile
 constexpr int kExactStages = 2;
 constexpr int kBoxChannels = hopper::kRow / 2;
 constexpr int kBoxes = kHeadDim / kBoxChannels;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
             hopper::copyBox(sharedAddress(shared.stages[stage].values[box]), v, full, at, tile * kExactKeys, batch);
         }
     };
-    KeyTiles<kExactKeys> tiles(kept, blockK, shape.s, blockIdx.x * kExactQueries / blockQ, ceilDiv(shape.l, blockQ));
+    KeyTiles<kExactKeys> tiles(kept, blockK, shape.s, blockIdx.x * kQueries / blockQ, ceilDiv(shape.l, blockQ));
     int32_t tile = tiles.next(), next = tiles.next();
     fetch(0, tile);
     fetch(1, next);
@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
     }
     softmax.normalise();
     if constexpr (kLinear) addLinear(softmax, queries, linear, shape, reinterpret_cast<uint4*>(&shared));
-    softmax.store(Rows<T>(o, shape.l, shape, blockIdx.y, blockIdx.z));
+    auto* const rows = reinterpret_cast<uint4*>(&shared.stages[1]);
+    storeRows(softmax, Rows<T>(o, shape.l, shape, blockIdx.y, blockIdx.z), rows);
 #endif
 }
 
@@ -125,7 +126,7 @@ Status launchExact(Shape const& shape, T const* q, T const* k, T const* v, T* o,
                                                      {row, row * s}, {hopper::kRow, kExactKeys, 1});
         if (error != cudaSuccess) return {nullptr, error};
     }
-    dim3 const grid(ceilDiv(shape.l, kExactQueries), shape.heads, shape.batch);
+    dim3 const grid(ceilDiv(shape.l, kQueries), shape.heads, shape.batch);
     return enqueue(attendExact<T, kLinear>, grid, hopper::kWarpgroup, sizeof(ExactShared) + hopper::kAlignment, stream,
                    shape, q, maps[0], maps[1], o, kept, blockQ, blockK, linear);
 }

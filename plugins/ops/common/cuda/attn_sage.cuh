@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 
     Softmax softmax;
     while (tile >= 0) {
-        float const factor = unit * packed.scales[firstBlock + tile];
+        float const factor = unit * packed.blocks[firstBlock + tile].scale;
         copyWait();
         // Everybody's copies are there, and everybody is done with the other stage.
         __syncthreads();
@@ -110,7 +110,8 @@ __global__ void __launch_bounds__(kMaxThreads)
 struct SageBuffers {
     int32_t chunks, blocks;
     int64_t width;
-    float *partials, *stats, *scales;
+    float *partials, *stats;
+    KeyBlock* keyBlocks;
     uint4 *keys, *values;
 
     SageBuffers(Workspace& workspace, Shape const& shape, int32_t block, bool fp8)
@@ -118,7 +119,7 @@ struct SageBuffers {
         int64_t const all = int64_t{shape.batch} * shape.heads * blocks;
         partials = workspace.take<float>(2 * shape.batch * chunks * width);
         stats = workspace.take<float>(2 * shape.batch * width);
-        scales = workspace.take<float>(all);
+        keyBlocks = workspace.take<KeyBlock>(all);
         keys = workspace.take<uint4>(all * block * kHeadDim / 16);
         values = workspace.take<uint4>(all * block * kHeadDim / 16 * (fp8 ? 1 : 2));
     }
@@ -145,14 +146,14 @@ Status launchSageAs(SageBuffers const& buffers, LinearBuffers<T> const& branch, 
     if (!status.ok()) return status;
     using Packer = SagePacker<T, kBlock, kFp8>;
     status = enqueuePass<T, Packer, kLinear>(
-        shape, call, {buffers.stats, valueMax, buffers.keys, buffers.scales, buffers.values}, branch.sums, stream);
+        shape, call, {buffers.stats, valueMax, buffers.keys, buffers.keyBlocks, buffers.values}, branch.sums, stream);
     if (!status.ok()) return status;
     Linear<T> linear{};
     if constexpr (kLinear) {
         status = foldLinear(branch, shape, call, weight, stream, &linear);
         if (!status.ok()) return status;
     }
-    SageKeys const packed{buffers.keys, buffers.scales, buffers.values, valueMax};
+    SageKeys const packed{buffers.keys, buffers.keyBlocks, buffers.values, valueMax};
     auto* const o = static_cast<T*>(call.out[0].data);
     if constexpr (kFp8) {
         hopper::Device device;

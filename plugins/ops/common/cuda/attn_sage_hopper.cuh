@@ -2,160 +2,246 @@
 //
 // A thread block is one warpgroup and attends for 64 queries; several of them on a multiprocessor keep its tensor cores
 // busy while others are at their softmax, so registers are saved: queries are read from shared memory, and values are
-// multiplied for half of the channels at a time. Probabilities are operands in registers, with the fragments of
-// mma.sync; packed keys and values come as they lie, one copy each. The tensor cores keep few bits of sums of E4M3, so
-// those of one key block start from zero and go into f32.
+// multiplied for halves of the channels. Probabilities are operands in registers, with the fragments of
+// mma.sync; packed keys and values come as they lie, one copy each, and with them what is to be known of their block: one
+// thread alone goes through the list. The tensor cores keep few bits of sums of E4M3, so those of one key block start
+// from zero and go into f32.
 #pragma once
 
+#include <algorithm>
+
+#include "attn_rows_hopper.cuh"
 #include "attn_sage_pack.cuh"
 #include "hopper.cuh"
 #include "shared.cuh"
 
 namespace turbo::attn::wgmma {
 
-constexpr int kQueries = 64;  // of a thread block
 constexpr int kStages = 2;
 
-// Key blocks and quantised queries in shared memory, from a multiple of hopper::kAlignment on.
+// Shared memory, from a multiple of hopper::kAlignment on.
 template <int kBlock>
 struct Shared {
     static constexpr int kBytes = kBlock * kHeadDim;
-    struct {
-        uint8_t keys[kBytes];    // [key, slot]
-        uint8_t values[kBytes];  // [channel, slot]
-    } stages[kStages];
-    uint8_t queries[kQueries * kHeadDim];  // [query, slot]
-    alignas(8) uint64_t full[kStages];
+    static constexpr int kQueriesAt = kStages * 2 * kBytes;
+    static constexpr int kRowsAt = kStateSize * sizeof(uint16_t);
+    // Stages of keys [key, slot] and values [channel, slot], then queries in INT8, [query, slot]. In the end the state
+    // of the linear branch, then rows of queries, and of outputs.
+    uint8_t tiles[std::max(kQueriesAt + kQueries * kHeadDim, kRowsAt + kQueryChunks * int(sizeof(uint4)))];
+    float2 valueScales[kHeadDim / 2];
+    KeyBlock blocks[kStages];
+    alignas(8) uint64_t full[kStages];  // its keys, values and block are there
+    uint64_t empty[kStages];            // every warp is done with it
+
+    __device__ uint32_t keys(int stage) const { return sharedAddress(tiles + stage * 2 * kBytes); }
+    __device__ uint32_t values(int stage) const { return keys(stage) + kBytes; }
+    __device__ uint8_t* queries() { return tiles + kQueriesAt; }
+    __device__ uint4* state() { return reinterpret_cast<uint4*>(tiles); }
+    __device__ uint4* rows() { return reinterpret_cast<uint4*>(tiles + kRowsAt); }
 };
 
-// The linear branch borrows the stages for its state.
-static_assert(sizeof(Shared<64>::stages) >= kStateSize * sizeof(uint16_t));
+#if TURBO_HOPPER
+
+// Four groups of sixteen channels, each of another query of this thread's block, as fours of which eight lanes have a
+// row.
+struct QueryGroups {
+    uint4 halves[4][2];
+
+    __device__ static int row(int i) { return i * (hopper::kWarpgroup / 8) + threadIdx.x / 8; }
+    __device__ static int number() { return threadIdx.x % 8; }
+
+    template <class T>
+    __device__ QueryGroups(Rows<T const> const& rows, int32_t first) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            halves[i / 2][i % 2] = loadChunk(rows, first + row(i / 2), number() * 16 + i % 2 * 8);
+        }
+    }
+
+    // The largest magnitude.
+    template <class T>
+    __device__ float greatest() const {
+        float amax = 0.0f;
+#pragma unroll
+        for (auto const& pair : halves) {
+#pragma unroll
+            for (uint4 const& half : pair) {
+                for (uint32_t word : {half.x, half.y, half.z, half.w}) {
+                    amax = largest(largest(amax, unpack<T>(word).x), unpack<T>(word).y);
+                }
+            }
+        }
+        return amax;
+    }
+
+    // Writes them in INT8 and slots, as the copy engine would lay rows out.
+    template <class T>
+    __device__ void quantize(uint8_t* to, float scale) const {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            float x[16];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                uint4 const& from = halves[i][half];
+                uint32_t const from4[] = {from.x, from.y, from.z, from.w};
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    x[4 * j + 2 * half] = unpack<T>(from4[j]).x;
+                    x[4 * j + 2 * half + 1] = unpack<T>(from4[j]).y;
+                }
+            }
+            uint32_t words[4];
+            packInt8(words, x, scale);
+            int const chunk = number() ^ row(i) % 8;
+            *reinterpret_cast<uint4*>(to + row(i) * kHeadDim + chunk * 16) = {words[0], words[1], words[2], words[3]};
+        }
+    }
+};
+
+#endif  // TURBO_HOPPER
 
 template <class T, int kBlock, bool kLinear>
 __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
     attendSage(Shape shape, T const* q, SageKeys packed, T* o, Kept kept, int32_t blockQ, Linear<T> linear) {
 #if TURBO_HOPPER
-    constexpr int kTiles = kBlock / 8, kSteps = kBlock / 32, kBytes = Shared<kBlock>::kBytes;
+    constexpr int kTiles = kBlock / 8, kSteps = kBlock / 32;
+    // Halves of the channels whose products are under way together, as registers allow.
+    constexpr int kAtOnce = kBlock == 64 ? 1 : 2;
     extern __shared__ uint8_t memory[];
     auto& shared = *reinterpret_cast<Shared<kBlock>*>(memory + -sharedAddress(memory) % hopper::kAlignment);
     bool const leads = threadIdx.x == 0;
+    int const lane = threadIdx.x % 32;
     if (leads) {
         for (uint64_t& barrier : shared.full) hopper::initBarrier(sharedAddress(&barrier), 1);
+        for (uint64_t& barrier : shared.empty) hopper::initBarrier(sharedAddress(&barrier), kWarps);
         hopper::publishBarriers();
+    }
+    int64_t const firstBlock = (int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * ceilDiv(shape.s, kBlock);
+    KeyTiles<kBlock> tiles(kept, kBlock, shape.s, blockIdx.x * kQueries / blockQ, ceilDiv(shape.l, blockQ));
+    // By one thread: starts to fill a stage with the next key block.
+    auto const fetch = [&](int stage) {
+        int32_t const tile = tiles.next();
+        if (tile < 0) return;
+        constexpr uint32_t kBytes = Shared<kBlock>::kBytes;
+        uint32_t const full = sharedAddress(&shared.full[stage]);
+        hopper::expectBytes(full, 2 * kBytes + sizeof(KeyBlock));
+        int64_t const block = firstBlock + tile, at = block * kBytes;
+        hopper::copyBytes(sharedAddress(&shared.blocks[stage]), packed.blocks + block, sizeof(KeyBlock), full);
+        hopper::copyBytes(shared.keys(stage), reinterpret_cast<uint8_t const*>(packed.keys) + at, kBytes, full);
+        hopper::copyBytes(shared.values(stage), reinterpret_cast<uint8_t const*>(packed.values) + at, kBytes, full);
+    };
+    int32_t left = tiles.count();
+    if (leads) fetch(0);
+
+    Rows<T const> const queryRows(q, shape.l, shape, blockIdx.y, blockIdx.z);
+    int32_t const firstQuery = blockIdx.x * kQueries;
+    float unit;
+    {
+        float amax = 0.0f;
+        // The other half of a block of 128 queries has its part in the scale.
+        if (blockQ > kQueries) amax = QueryGroups(queryRows, firstQuery ^ kQueries).template greatest<T>();
+        QueryGroups const groups(queryRows, firstQuery);
+        float const scale = int8Scale(blockMax(fmaxf(amax, groups.template greatest<T>())));
+        groups.template quantize<T>(shared.queries(), scale);
+        static_assert(kHeadDim == hopper::kWarpgroup);
+        int const channel = threadIdx.x;
+        float const* const tops = packed.valueMax + blockIdx.z * shape.width() + int64_t{blockIdx.y} * shape.d;
+        reinterpret_cast<float*>(shared.valueScales)[channel] = channel < shape.d ? tops[channel] * (1 / kFp8ValueMax) : 0.0f;
+        hopper::publishToProducts();
+        unit = kLog2e * rsqrtf(static_cast<float>(shape.d)) * scale;
     }
     __syncthreads();
 
-    Rows<T const> const queryRows(q, shape.l, shape, blockIdx.y, blockIdx.z);
-    int64_t const firstBlock = (int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * ceilDiv(shape.s, kBlock);
-    auto const fetch = [&](int32_t stage, int32_t tile) {
-        if (!leads || tile < 0) return;
-        uint32_t const full = sharedAddress(&shared.full[stage]);
-        hopper::expectBytes(full, 2 * kBytes);
-        auto const* const keys = reinterpret_cast<uint8_t const*>(packed.keys) + (firstBlock + tile) * kBytes;
-        auto const* const values = reinterpret_cast<uint8_t const*>(packed.values) + (firstBlock + tile) * kBytes;
-        hopper::copyBytes(sharedAddress(shared.stages[stage].keys), keys, kBytes, full);
-        hopper::copyBytes(sharedAddress(shared.stages[stage].values), values, kBytes, full);
-    };
-    KeyTiles<kBlock> tiles(kept, kBlock, shape.s, blockIdx.x * kQueries / blockQ, ceilDiv(shape.l, blockQ));
-    int32_t tile = tiles.next(), next = tiles.next();
-    fetch(0, tile);
-    fetch(1, next);
-
-    float unit;
-    {
-        uint32_t queries[kHeadDim / 32][4];
-        Queries whole;
-        float amax = 0.0f;
-        // The other half of a block of 128 queries has its part in the scale.
-        if (blockQ > kQueries) {
-            loadQueries(whole, queryRows, warpQuery() ^ kQueries);
-            amax = greatest<T>(whole);
-        }
-        loadQueries(whole, queryRows, warpQuery());
-        float const scale = int8Scale(blockMax(fmaxf(amax, greatest<T>(whole))));
-        quantizeQueries<T>(queries, whole, scale);
-        // As the copy engine would lay them out.
-#pragma unroll
-        for (int step = 0; step < kHeadDim / 32; ++step) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                int const row = threadIdx.x / 32 * kWarpQueries + threadIdx.x % 32 / 4 + i % 2 * 8;
-                int const chunk = (2 * step + i / 2) ^ row % 8;
-                uint8_t* const to = shared.queries + row * kHeadDim + chunk * 16 + threadIdx.x % 4 * 4;
-                *reinterpret_cast<uint32_t*>(to) = queries[step][i];
-            }
-        }
-        hopper::publishToProducts();
-        __syncthreads();
-        unit = kLog2e * rsqrtf(static_cast<float>(shape.d)) * scale;
-    }
-
     Softmax softmax;
     auto& out = reinterpret_cast<float(&)[kHeadDim / 2]>(softmax.out);
-    hopper::Ring<kStages> ring;
-    uint64_t const queries = hopper::describe(sharedAddress(shared.queries));
-    while (tile >= 0) {
-        float const factor = unit * packed.scales[firstBlock + tile];
-        auto const& stage = shared.stages[ring.stage];
-        uint64_t const keys = hopper::describe(sharedAddress(stage.keys));
-        uint64_t const values = hopper::describe<kBlock>(sharedAddress(stage.values));
+    uint64_t const queries = hopper::describe(sharedAddress(shared.queries()));
+    for (hopper::Ring<kStages> ring; left > 0; --left) {
         hopper::wait(sharedAddress(&shared.full[ring.stage]), ring.parity);
-
+        uint64_t const keys = hopper::describe(shared.keys(ring.stage));
+        uint64_t const values = hopper::describe<kBlock>(shared.values(ring.stage));
         int32_t products[kTiles * 4];
         hopper::beginProducts();
 #pragma unroll
-        for (int step = 0; step < kHeadDim / 32; ++step) {
-            hopper::multiply(products, queries + step * hopper::kNextK, keys + step * hopper::kNextK, step > 0);
+        for (int i = 0; i < kHeadDim / 32; ++i) {
+            hopper::multiply(products, queries + i * hopper::kNextK, keys + i * hopper::kNextK, i > 0);
         }
         hopper::commitProducts();
-        int32_t const after = tiles.next();
+        // The lane that reads it also says when the warp is done with the stage.
+        KeyBlock block;
+        if (lane == 0) block = shared.blocks[ring.stage];
+        uint32_t const done = sharedAddress(&shared.empty[ring.stage]);
+        ring.advance();
+        if (leads) {
+            // The block before this one had the other stage.
+            hopper::wait(sharedAddress(&shared.empty[ring.stage]), ring.parity ^ 1);
+            fetch(ring.stage);
+        }
+        float const factor = unit * __shfl_sync(~0u, block.scale, 0);
+        int32_t const keysLeft = __shfl_sync(~0u, block.keys, 0);
         hopper::waitProducts<0>();
         hopper::settle(products);
 
         float scores[kTiles][4];
 #pragma unroll
         for (int i = 0; i < kTiles * 4; ++i) scores[i / 4][i % 4] = __int2float_rn(products[i]);
-        maskKeys(scores, shape.s - tile * kBlock);
+        maskKeys(scores, keysLeft);
         float shrink[2];
         softmax.probabilities(scores, shrink, factor, kFp8Offset, [](float p) { return p; });
         uint32_t p[kSteps][4];
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) packProbabilitiesE4m3(p[step], scores, step);
+        for (int i = 0; i < kSteps; ++i) packProbabilitiesE4m3(p[i], scores, i);
 
         hopper::settle(p);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+        for (int first = 0; first < 2; first += kAtOnce) {
             constexpr uint64_t kHalf = kHeadDim / 2 * kBlock / 16;
-            float sums[kHeadDim / 4];
+            float sums[kAtOnce][kHeadDim / 4];
             hopper::beginProducts();
 #pragma unroll
-            for (int step = 0; step < kSteps; ++step) {
-                hopper::multiplyE4m3(sums, p[step], values + half * kHalf + step * hopper::kNextK, step > 0);
-            }
-            hopper::commitProducts();
-            hopper::waitProducts<0>();
-            hopper::settle(sums);
+            for (int half = 0; half < kAtOnce; ++half) {
+                uint64_t const channels = values + (first + half) * kHalf;
 #pragma unroll
-            for (int i = 0; i < kHeadDim / 4; ++i) {
-                float& to = out[half * (kHeadDim / 4) + i];
-                to = fmaf(to, shrink[i / 2 % 2], sums[i]);
+                for (int i = 0; i < kSteps; ++i) {
+                    hopper::multiplyE4m3(sums[half], p[i], channels + i * hopper::kNextK, i > 0);
+                }
+                hopper::commitProducts();
+            }
+#pragma unroll
+            for (int half = 0; half < kAtOnce; ++half) {
+                if (half + 1 < kAtOnce) {
+                    hopper::waitProducts<1>();
+                } else {
+                    hopper::waitProducts<0>();
+                }
+                if (first + half == 1 && lane == 0) hopper::arrive(done);
+                hopper::settle(sums[half]);
+#pragma unroll
+                for (int i = 0; i < kHeadDim / 4; ++i) {
+                    float& to = out[(first + half) * (kHeadDim / 4) + i];
+                    to = fmaf(to, shrink[i / 2 % 2], sums[half][i]);
+                }
             }
         }
-        // Everybody is done with this stage.
-        __syncthreads();
-        fetch(ring.stage, after);
-        tile = next;
-        next = after;
-        ring.advance();
     }
+
+    // Everybody is done with the stages.
+    __syncthreads();
+    if constexpr (kLinear) loadRows(shared.rows(), queryRows, firstQuery, kQueries);
     softmax.normalise();
-    scaleValues(softmax, packed, shape);
-    if constexpr (kLinear) {
-        Queries whole;
-        loadQueries(whole, queryRows, warpQuery());
-        addLinear(softmax, whole, linear, shape, reinterpret_cast<uint4*>(&shared));
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 8; ++n) {
+        float2 const scale = shared.valueScales[n * 4 + lane % 4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) softmax.out[n][i] *= i % 2 == 0 ? scale.x : scale.y;
     }
-    softmax.store(Rows<T>(o, shape.l, shape, blockIdx.y, blockIdx.z));
+    if constexpr (kLinear) {
+        copyWait();
+        __syncthreads();
+        Queries whole;
+        loadQueries(whole, shared.rows());
+        addLinear(softmax, whole, linear, shape, shared.state());
+    }
+    storeRows(softmax, Rows<T>(o, shape.l, shape, blockIdx.y, blockIdx.z), shared.rows());
 #endif
 }
 

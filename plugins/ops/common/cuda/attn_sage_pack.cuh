@@ -1,7 +1,7 @@
 // What SageAttention reads: INT8 keys, values in E4M3 or f16, and how queries and probabilities become INT8 and E4M3.
 //
 // Before the attention kernels the pass over keys and values (attn_keys.cuh) writes, per batch and head,
-//   keys    [block, key, slot] in INT8, and a scale for each block,
+//   keys    [block, key, slot] in INT8, and of each block its scale and how many of its keys exist,
 //   values  [block, channel, slot] in E4M3, or [block, key, channel] in f16,
 // padded with zeros to whole blocks and kHeadDim channels, and each block as it lies in shared memory: rows of
 // chunks of 16 bytes, swizzled. Slots are the channels or keys in groups of sixteen, each in the order of
@@ -19,6 +19,13 @@ constexpr float kFp8ValueMax = 2.25f;
 // Two tiles of C, side by side, hold of sixteen columns 2t, 2t + 1, 8 + 2t and 8 + 2t + 1 in lane t: the word
 // of four bytes that the lane gives as A. Slot i of sixteen is this column.
 __device__ constexpr int slotElement(int i) { return i % 4 / 2 * 8 + i / 4 * 2 + i % 2; }
+
+// What there is to know of a block of keys; as long as the least that bulk copies bring.
+struct alignas(16) KeyBlock {
+    float scale;
+    int32_t keys;
+    int32_t unused[2];
+};
 
 // Rows of one column of a tensor that a block of threads goes through.
 constexpr int kStatRows = 256;
@@ -166,7 +173,7 @@ class SagePacker {
     struct To {
         float const *means, *valueMax;  // [batch, channel]
         uint4* keys;
-        float* scales;
+        KeyBlock* blocks;
         uint4* values;
     };
 
@@ -175,7 +182,7 @@ class SagePacker {
         int64_t const head = int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
         int64_t const firstBlock = head * ceilDiv(shape.s, kBlock), channels = head * shape.d;
         keys_ = to.keys + firstBlock * (kBlock * kKeyChunks);
-        scales_ = to.scales + firstBlock;
+        blocks_ = to.blocks + firstBlock;
         values_ = to.values + firstBlock * (kBlock * kValueChunks);
         if (threadIdx.x < kHeadDim) {
             int const channel = threadIdx.x, within = channel / 64 * 16 + channel % 16;
@@ -225,7 +232,7 @@ class SagePacker {
             int32_t const part = start + i / 2 * kTile;
             quantize(keysOf(part), part, i % 2, scale);
         }
-        if (threadIdx.x == 0) scales_[tile / kBlock] = scale;
+        if (threadIdx.x == 0) blocks_[tile / kBlock] = {scale, min(kBlock, s_ - start), {}};
         amax_ = 0.0f;
     }
 
@@ -307,7 +314,7 @@ class SagePacker {
 
     Shared& shared_;
     uint4* keys_;
-    float* scales_;
+    KeyBlock* blocks_;
     uint4* values_;
     float factors_[2] = {};
     float amax_ = 0.0f;  // of this thread's keys of the block
@@ -317,7 +324,7 @@ class SagePacker {
 // What the queries of all heads read.
 struct SageKeys {
     uint4 const* keys;
-    float const* scales;
+    KeyBlock const* blocks;
     uint4 const* values;
     float const* valueMax;  // [batch, channel], where values are E4M3
 };

@@ -117,6 +117,13 @@ __device__ __forceinline__ void copyBytes(uint32_t shared, void const* global, u
         : "memory");
 }
 
+// Stores four 8 x 8 matrices of 16 bit elements; lane i says where row i % 8 of matrix i / 8 goes.
+__device__ __forceinline__ void storeMatrices(uint32_t row, uint32_t const (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(r[0]), "r"(r[1]),
+                 "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+
 __device__ __forceinline__ void prefetchMap(CUtensorMap const& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }

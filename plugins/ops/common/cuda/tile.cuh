@@ -70,16 +70,31 @@ __device__ __forceinline__ void store(T* to, T const (&values)[kCount], int32_t 
     }
 }
 
-// x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + exp(-2 u)): one exponential and one
-// reciprocal, and no difference of nearly equal numbers where x is negative. Where the exponential is infinite, the
-// result is 0.
-__device__ __forceinline__ float geluTanh(float x) {
+// x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + exp(-2 u)): no difference of nearly
+// equal numbers where x is negative. Exponentials and reciprocals are slow, so four values share a reciprocal; for their
+// product to be finite, exponentials end at 2^30, where results are as good as 0.
+template <int32_t kCount>
+__device__ __forceinline__ void geluTanh(float (&x)[kCount]) {
+    static_assert(kCount % 4 == 0);
     constexpr float kFactor = -2.0f * 0.7978845608028654f * 1.4426950408889634f;  // -2 sqrt(2 / pi) log2(e)
-    float const u = kFactor * x * fmaf(0.044715f * x, x, 1.0f);
-    float power, quotient;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(u));
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(quotient) : "f"(1.0f + power));
-    return x * quotient;
+#pragma unroll
+    for (int32_t i = 0; i < kCount; i += 4) {
+        float power[4];
+#pragma unroll
+        for (int32_t j = 0; j < 4; ++j) {
+            float const y = x[i + j], u = kFactor * y * fmaf(0.044715f * y, y, 1.0f);
+            asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power[j]) : "f"(fminf(u, 30.0f)));
+            power[j] += 1.0f;
+        }
+        float const first = power[0] * power[1], second = power[2] * power[3];
+        float rest;
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(rest) : "f"(first * second));
+        float const ofFirst = rest * second, ofSecond = rest * first;
+        x[i] *= ofFirst * power[1];
+        x[i + 1] *= ofFirst * power[0];
+        x[i + 2] *= ofSecond * power[3];
+        x[i + 3] *= ofSecond * power[2];
+    }
 }
 
 // Whether the kernels take outputs of these sizes.

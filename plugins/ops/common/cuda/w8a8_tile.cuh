@@ -59,10 +59,7 @@ __device__ __forceinline__ void addBias(float (&y)[kWidth], Operands const& x, i
 template <bool kWide, int32_t kWidth>
 __device__ __forceinline__ void finish(float (&y)[kWidth], Operands const& x, int32_t column, int32_t valid) {
     addBias<kWide>(y, x, column, valid);
-    if (x.gelu) {
-#pragma unroll
-        for (int32_t i = 0; i < kWidth; ++i) y[i] = geluTanh(y[i]);
-    }
+    if (x.gelu) geluTanh(y);
 }
 
 }  // namespace turbo::w8a8

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use turbo_compile::engines::constants;
 use turbo_compile::resolve::default_parts;
 use turbo_graph::{DType, Graph};
-use turbo_models::dit::{self, Attention, Config, LatentSize, Linear, Recipe};
+use turbo_models::dit::{self, Attention, Config, LatentSize, Linear, Recipe, Tiling};
 use turbo_models::{Params, Weights};
 use turbo_pipeline::backend::{self, Options, Session, Tensor};
 use turbo_pipeline::tensorrt::{OWN, Stage, layer_op};
@@ -77,7 +77,8 @@ impl Weights for Any {
 }
 
 /// A named network: `1.3b-480p-w8a8` (INT8 linears and SageSLA), `1.3b-480p-fp8` (FP8 linears and SageSLA),
-/// `14b-720p-bf16` (bf16 linears and dense attention), `14b-720p-sagesla` (bf16 linears and SageSLA); `-block` for one block against the CPU.
+/// `14b-720p-bf16` (bf16 linears and dense attention), `14b-720p-sagesla` (bf16 linears and SageSLA); `-block` for one
+/// block against the CPU. SageSLA's tiling is TurboDiffusion's for the GPU: 64x128 on Hopper, 128x64 elsewhere.
 struct Network {
     config: Config,
     recipe: Recipe,
@@ -88,7 +89,7 @@ struct Network {
 }
 
 impl Network {
-    fn named(name: &str) -> Option<Network> {
+    fn named(name: &str, hopper: bool) -> Option<Network> {
         let mut parts = name.split('-');
         let (dim, ffn_dim, layers) = match parts.next()? {
             "1.3b" => (1536, 8960, 30),
@@ -101,11 +102,13 @@ impl Network {
             "small" => (3, 32, 40),
             _ => return None,
         };
+        let (block_q, block_k) = if hopper { (64, 128) } else { (128, 64) };
+        let sparse = Recipe { tiling: Tiling { block_q, block_k }, ..Recipe::default() };
         let recipe = match parts.next()? {
-            "w8a8" => Recipe::default(),
-            "fp8" => Recipe { linear: Linear::Fp8, ..Recipe::default() },
-            "bf16" => Recipe { attention: Attention::Dense, linear: Linear::Bf16, ..Recipe::default() },
-            "sagesla" => Recipe { linear: Linear::Bf16, ..Recipe::default() },
+            "w8a8" => sparse,
+            "fp8" => Recipe { linear: Linear::Fp8, ..sparse },
+            "bf16" => Recipe { attention: Attention::Dense, linear: Linear::Bf16, ..sparse },
+            "sagesla" => Recipe { linear: Linear::Bf16, ..sparse },
             _ => return None,
         };
         let block = parts.next() == Some("block");
@@ -154,7 +157,8 @@ impl Network {
 
 /// Builds, and runs unless only plans are wanted. `scratch` keeps weights and plans, so that a later call goes on.
 pub fn run(gpu: &Gpu, cli: &Cli, report: &mut Report, name: &str, scratch: &Path) {
-    let result = match Network::named(name) {
+    let hopper = gpu.device.gpu().compute_capability == (9, 0);
+    let result = match Network::named(name, hopper) {
         None => Err(anyhow::anyhow!("there is no network of this name")),
         Some(network) if network.block => block(gpu, report, name, &network, scratch),
         Some(network) => {
@@ -339,9 +343,11 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()
         report.case("network", &format!("{name}: seconds to load and refit"), REFIT, || Ok(loaded));
         report.case("network", &format!("{name}: host memory over the weights"), REFIT_MEMORY, || Ok(share));
     }
+    let gpu_loaded = shim.memory()?.free;
     chain.fill(&stream)?;
     chain.enqueue(&stream)?;
     let velocity = chain.velocity(&stream)?;
+    let gpu_run = shim.memory()?.free;
     report.case("network", &format!("{name}: its output is that of the plan with weights"), SAME, || {
         ensure!(velocity.iter().all(|v| v.is_finite()) && spread(&velocity) > 1e-3, "{:?}", &velocity[..4]);
         let Some(plan) = &files.whole else { return Ok(0.0) };
@@ -370,6 +376,10 @@ fn whole(gpu: &Gpu, report: &mut Report, name: &str, files: &Files) -> Result<()
     let most = chain.stages.iter().map(Stage::memory).max().unwrap_or(0);
     report.figure("network", &format!("{name}: GPU memory"), gib(used), "GiB");
     report.figure("network", &format!("{name}: of which activations"), gib(most as u64), "GiB");
+    let plans = gpu_before.saturating_sub(gpu_loaded).saturating_sub(most as u64);
+    report.figure("network", &format!("{name}: of which plans, weights and inputs"), gib(plans), "GiB");
+    let first = gpu_loaded.saturating_sub(gpu_run);
+    report.figure("network", &format!("{name}: of which taken by the first run"), gib(first), "GiB");
     let mut kinds: BTreeMap<String, f64> = BTreeMap::new();
     let mut own: Vec<(String, f64)> = Vec::new();
     for stage in &mut chain.stages {

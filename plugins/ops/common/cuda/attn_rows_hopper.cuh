@@ -1,0 +1,52 @@
+// Queries and outputs of the attention kernels for sm_90a, of which a thread block is one warpgroup.
+#pragma once
+
+#include "attn.cuh"
+#include "hopper.cuh"
+#include "shared.cuh"
+
+namespace turbo::attn::wgmma {
+
+constexpr int kWarps = hopper::kWarpgroup / 32;
+constexpr int kQueries = kWarps * kWarpQueries;  // of a thread block
+constexpr int kQueryChunks = kQueries * kRowChunks;
+
+#if TURBO_HOPPER
+
+// A warp's sixteen queries from rows of `rowChunk` in shared memory.
+__device__ inline void loadQueries(Queries& q, uint4 const* shared) {
+    int const lane = threadIdx.x % 32, row = threadIdx.x / 32 * kWarpQueries + lane % 16;
+#pragma unroll
+    for (int step = 0; step < kHeadDim / 16; ++step) {
+        loadMatrices(q[step], shared + rowChunk(row, 2 * step + lane / 16));
+    }
+}
+
+// Outputs of a warp's sixteen queries, by way of shared memory, sixteen bytes at a time.
+template <class T>
+__device__ inline void storeRows(Softmax const& softmax, Rows<T> const& rows, uint4* shared) {
+    if (!rows.vector) return softmax.store(rows);
+    int const lane = threadIdx.x % 32, firstRow = threadIdx.x / 32 * kWarpQueries;
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 8; n += 2) {
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            float const(&from)[4] = softmax.out[n + i / 2];
+            words[i] = pack<T>(from[i % 2 * 2], from[i % 2 * 2 + 1]);
+        }
+        hopper::storeMatrices(sharedAddress(shared + rowChunk(firstRow + lane % 16, n + lane / 16)), words);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kWarpQueries / 2; ++i) {
+        int const row = firstRow + 2 * i + lane / 16, chunk = lane % 16;
+        int32_t const query = blockIdx.x * kQueries + row;
+        if (query >= rows.count || chunk * 8 >= rows.d) continue;
+        *reinterpret_cast<uint4*>(rows.at(query, chunk * 8)) = shared[rowChunk(row, chunk)];
+    }
+}
+
+#endif  // TURBO_HOPPER
+
+}  // namespace turbo::attn::wgmma
