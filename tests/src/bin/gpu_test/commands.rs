@@ -1,5 +1,6 @@
 //! The commands as processes on a machine with a GPU: they work, and say what is missing where something is.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -185,7 +186,9 @@ fn refusal(mut command: Command, code: i32, says: &[&str]) -> Result<f64> {
 /// Ctrl-C while TensorRT builds.
 fn interrupted(c: &Commands<'_>) -> Result<f64> {
     let mut command = c.tensorrt(c.compile("stopped.plan", "cache-of-stopped"));
-    let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    // Not a pipe: nobody would read it while this waits.
+    let said = c.place.join("said");
+    let mut child = command.stderr(File::create(&said)?).stdout(Stdio::null()).spawn()?;
     // TensorRT takes seconds to begin, and more to build the first plan.
     std::thread::sleep(Duration::from_secs(7));
     ensure!(child.try_wait()?.is_none(), "it was done before it could be stopped");
@@ -203,7 +206,7 @@ fn interrupted(c: &Commands<'_>) -> Result<f64> {
         }
     };
     println!("    stopped after {:.1} s", asked.elapsed().as_secs_f64());
-    ensure!(status.code() == Some(130), "{status}");
+    ensure!(status.code() == Some(130), "{status}: {}", std::fs::read_to_string(&said)?);
     let left: Vec<_> = std::fs::read_dir(c.place)?
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())

@@ -102,8 +102,12 @@ impl Network {
             "small" => (3, 32, 40),
             _ => return None,
         };
+        let size = LatentSize { frames, height, width };
         let (block_q, block_k) = if hopper { (64, 128) } else { (128, 64) };
-        let sparse = Recipe { tiling: Tiling { block_q, block_k }, ..Recipe::default() };
+        let tiling = Tiling { block_q, block_k };
+        // A tenth of the smallest one's key blocks would be none.
+        let topk = if size.height < 60 { 0.25 } else { 0.1 };
+        let sparse = Recipe { tiling, topk, ..Recipe::default() };
         let recipe = match parts.next()? {
             "w8a8" => sparse,
             "fp8" => Recipe { linear: Linear::Fp8, ..sparse },
@@ -127,7 +131,7 @@ impl Network {
             quantized: false,
         };
         let weights = format!("{}-{}", name.split('-').next()?, name.split('-').nth(2)?);
-        Some(Network { config, recipe, size: LatentSize { frames, height, width }, block, weights })
+        Some(Network { config, recipe, size, block, weights })
     }
 
     /// Whether a plan with all its weights is built too, for its size.
