@@ -78,7 +78,8 @@ pub struct Choices {
     #[arg(long, value_name = "RATIO", help_heading = "Recipe")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topk: Option<f64>,
-    /// Query and key block sizes: 128x64 or 64x128 [default: config.json's, or 128x64]
+    /// Query and key block sizes: 128x64 or 64x128 [default: config.json's, or what TurboDiffusion
+    /// takes: 64x128 for a Hopper GPU, 128x64 elsewhere]
     #[arg(long, value_name = "QxK", value_parser = parse_tiling, help_heading = "Recipe")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tiling: Option<Tiling>,

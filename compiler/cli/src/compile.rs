@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use turbo_engine_file::{EngineFile, Writer, machine};
 use turbo_models::Weights;
-use turbo_models::dit::Linear;
+use turbo_models::dit::{Linear, Recipe, Tiling};
 
 use crate::choices::{Choices, Target};
 use crate::engines::Engines;
@@ -84,12 +84,12 @@ pub struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    /// Resolves the choices and builds every graph.
+    /// Resolves the choices and builds every graph; attention gets this tiling where nothing else is said.
     ///
     /// # Errors
     /// Everything that is wrong with the inputs and can be known before writing.
-    pub fn new(choices: &Choices, inputs: &'a Inputs) -> Result<Self, CompileError> {
-        let plan = Plan::resolve(choices, inputs)?;
+    pub fn new(choices: &Choices, inputs: &'a Inputs, tiling: Tiling) -> Result<Self, CompileError> {
+        let plan = Plan::resolve(choices, inputs, tiling)?;
         let mut stored: BTreeMap<Source, Stored<'a>> = BTreeMap::new();
         for (source, network) in sources(inputs) {
             let linear = if matches!(source, Source::Dit(_)) { plan.recipe.linear } else { Linear::Bf16 };
@@ -228,7 +228,8 @@ pub fn compile(choices: &Choices, progress: &mut dyn Progress) -> Result<Report,
     keep_inputs(&inputs, &output)?;
     clock.lap("read");
     progress.begin("building graphs", None);
-    let prepared = Prepared::new(choices, &inputs)?;
+    let tiling = engines.as_ref().map_or(Recipe::default().tiling, Engines::tiling);
+    let prepared = Prepared::new(choices, &inputs, tiling)?;
     let tokenizer = std::fs::read(&inputs.tokenizer)
         .map_err(|cause| CompileError::Io { path: inputs.tokenizer.clone(), cause })?;
     turbo_text::Tokenizer::from_bytes(&tokenizer, prepared.plan.dit.text_len).map_err(|error| {

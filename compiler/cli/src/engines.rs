@@ -12,6 +12,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use turbo_engine_file::{self as file, Writer};
 use turbo_graph::{DType, Graph, Payload};
+use turbo_models::dit::{Recipe, Tiling};
 use turbo_pipeline::tensorrt::{Device, Stage as Loaded};
 use turbo_trt::{BuildOptions, DeviceBuffer, Error, Network, Stream};
 
@@ -57,6 +58,11 @@ impl Engines {
         };
         std::fs::create_dir_all(&cache).map_err(|cause| CompileError::Io { path: cache.clone(), cause })?;
         Ok(Engines { device, parser, plugins_digest, cache, level: choices.effort.unwrap_or(3) })
+    }
+
+    /// The block sizes of attention for the GPU, where neither choices nor checkpoint say any.
+    pub(crate) fn tiling(&self) -> Tiling {
+        tiling(self.device.gpu().compute_capability)
     }
 
     /// What the plans will be bound to.
@@ -227,6 +233,14 @@ fn watched(
     match plan {
         Ok(plan) => Ok(plan?),
         Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// The block sizes that TurboDiffusion takes on a GPU of this compute capability (`SLA/core.py`, `SageSparseLinearAttention`).
+pub fn tiling(compute_capability: (i32, i32)) -> Tiling {
+    match compute_capability {
+        (9, 0) => Tiling { block_q: 64, block_k: 128 },
+        _ => Recipe::default().tiling,
     }
 }
 

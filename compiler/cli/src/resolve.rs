@@ -54,12 +54,12 @@ pub struct Video {
 }
 
 impl Plan {
-    /// Completes the choices.
+    /// Completes the choices; the block sizes of attention are `tiling` where neither they nor the checkpoint say any.
     ///
     /// # Errors
     /// Networks that do not belong together, sizes that do not fit (with the nearest that do), choices that
     /// the weights do not allow.
-    pub fn resolve(choices: &Choices, inputs: &Inputs) -> Result<Plan, CompileError> {
+    pub fn resolve(choices: &Choices, inputs: &Inputs, tiling: Tiling) -> Result<Plan, CompileError> {
         let json = inputs.config.as_ref();
         let dit = transformer(inputs)?;
         let text_path = &inputs.text_encoder.path;
@@ -85,7 +85,7 @@ impl Plan {
             return Err(CompileError::input(vae_path, what, "give the whole VAE, encoder included"));
         }
         let videos = videos(choices, json, dit.is_i2v())?;
-        let recipe = recipe(choices, json, &dit, &videos)?;
+        let recipe = recipe(choices, json, &dit, &videos, tiling)?;
         let rcm = |key: &str| json.and_then(|j| j.get("rcm")?.get(key));
         let steps = choices.steps.or_else(|| whole(json, "rcm", "steps").and_then(|n| u32::try_from(n).ok()));
         let steps = steps.unwrap_or(4);
@@ -287,6 +287,7 @@ fn recipe(
     json: Option<&Json>,
     dit: &dit::Config,
     videos: &[Video],
+    tiling: Tiling,
 ) -> Result<Recipe, CompileError> {
     let sla = |key: &str| json.and_then(|j| j.get("sla")?.get(key));
     let default = Recipe::default();
@@ -309,7 +310,7 @@ fn recipe(
     let from_json = whole(json, "sla", "block_q")
         .zip(whole(json, "sla", "block_k"))
         .map(|(q, k)| Tiling { block_q: q, block_k: k });
-    let tiling = choices.tiling.or(from_json).unwrap_or(default.tiling);
+    let tiling = choices.tiling.or(from_json).unwrap_or(tiling);
     let topk = choices.topk.or_else(|| sla("topk")?.as_f64()).unwrap_or(default.topk);
     if !(topk > 0.0 && topk <= 1.0) {
         return Err(CompileError::usage(

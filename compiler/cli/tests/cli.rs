@@ -12,6 +12,7 @@ mod model;
 use model::{Model, Tensor, command, demo};
 use serde_json::Value;
 use turbo_compile::choices::Target;
+use turbo_compile::engines::tiling;
 use turbo_compile::{Choices, Inputs, Prepared};
 use turbo_engine_file::EngineFile;
 
@@ -147,7 +148,23 @@ fn weights_are_stored_in_one_form_for_every_size() {
         ..Choices::default()
     };
     let inputs = Inputs::gather(&choices).unwrap();
-    assert_eq!(Prepared::new(&choices, &inputs).unwrap().stages.len(), 10);
+    assert_eq!(Prepared::new(&choices, &inputs, tiling((9, 0))).unwrap().stages.len(), 10);
+}
+
+#[test]
+fn the_gpu_decides_on_a_tiling_that_nobody_else_does() {
+    let (hopper, other) = (tiling((9, 0)), tiling((12, 0)));
+    assert_eq!([hopper.block_q, hopper.block_k, other.block_q, other.block_k], [64, 128, 128, 64]);
+    let mut choices = Choices { model: Some(demo()), ..Choices::default() };
+    let mut inputs = Inputs::gather(&choices).unwrap();
+    let found = |choices: &Choices, inputs: &Inputs| {
+        Prepared::new(choices, inputs, hopper).unwrap().plan.recipe.tiling
+    };
+    assert_eq!(found(&choices, &inputs), other, "config.json says 128x64");
+    inputs.config = None;
+    assert_eq!(found(&choices, &inputs), hopper);
+    choices.tiling = Some(other);
+    assert_eq!(found(&choices, &inputs), other);
 }
 
 #[test]

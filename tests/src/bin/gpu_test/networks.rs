@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use turbo_compile::engines::constants;
+use turbo_compile::engines::{constants, tiling};
 use turbo_compile::resolve::default_parts;
 use turbo_graph::{DType, Graph};
 use turbo_models::dit::{self, Attention, Config, LatentSize, Linear, Recipe, Tiling};
@@ -89,7 +89,7 @@ struct Network {
 }
 
 impl Network {
-    fn named(name: &str, hopper: bool) -> Option<Network> {
+    fn named(name: &str, tiling: Tiling) -> Option<Network> {
         let mut parts = name.split('-');
         let (dim, ffn_dim, layers) = match parts.next()? {
             "1.3b" => (1536, 8960, 30),
@@ -103,8 +103,6 @@ impl Network {
             _ => return None,
         };
         let size = LatentSize { frames, height, width };
-        let (block_q, block_k) = if hopper { (64, 128) } else { (128, 64) };
-        let tiling = Tiling { block_q, block_k };
         // A tenth of the smallest one's key blocks would be none.
         let topk = if size.height < 60 { 0.25 } else { 0.1 };
         let sparse = Recipe { tiling, topk, ..Recipe::default() };
@@ -161,8 +159,7 @@ impl Network {
 
 /// Builds, and runs unless only plans are wanted. `scratch` keeps weights and plans, so that a later call goes on.
 pub fn run(gpu: &Gpu, cli: &Cli, report: &mut Report, name: &str, scratch: &Path) {
-    let hopper = gpu.device.gpu().compute_capability == (9, 0);
-    let result = match Network::named(name, hopper) {
+    let result = match Network::named(name, tiling(gpu.device.gpu().compute_capability)) {
         None => Err(anyhow::anyhow!("there is no network of this name")),
         Some(network) if network.block => block(gpu, report, name, &network, scratch),
         Some(network) => {
