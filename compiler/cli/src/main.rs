@@ -73,7 +73,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(exit_code(&error))
+            let code = exit_code(&error);
+            if matches!(error.downcast_ref(), Some(CompileError::Interrupted)) {
+                turbo_trt::end_process(code);
+            }
+            ExitCode::from(code)
         }
     }
 }

@@ -16,6 +16,9 @@ struct TurboTrtBuilder {
     // Members go in reverse: a timing cache must outlive the builder that uses it.
     std::vector<std::unique_ptr<nvinfer1::ITimingCache>> timingCaches;
     std::unique_ptr<nvinfer1::IBuilder> builder;
+    // A build was stopped. TensorRT's threads may still be at work then, on what it was given: nothing of it is
+    // destroyed any more.
+    bool stopped = false;
 };
 
 struct TurboTrtNetwork {
@@ -95,6 +98,12 @@ public:
 
     bool stopped() const { return mStopped; }
 
+    // The caller is not asked any more, whoever of TensorRT's threads still reports.
+    void leave() {
+        std::lock_guard<std::mutex> const lock(mMutex);
+        mProgress = nullptr;
+    }
+
 private:
     struct Phase {
         std::string parent;
@@ -102,6 +111,7 @@ private:
     };
 
     void report(char const* name, Phase const& phase, int32_t step) {
+        if (mProgress == nullptr) return;
         if (mProgress(mUser, name, phase.parent.c_str(), phase.steps, step) == 0) mStopped = true;
     }
 
@@ -155,7 +165,9 @@ int32_t turbo_trt_builder_create(TurboTrtLibrary const* library, TurboTrtBuilder
     });
 }
 
-void turbo_trt_builder_destroy(TurboTrtBuilder* builder) { delete builder; }
+void turbo_trt_builder_destroy(TurboTrtBuilder* builder) {
+    if (!builder->stopped) delete builder;
+}
 
 int32_t turbo_trt_builder_load_plugins(TurboTrtBuilder* builder, char const* file) {
     using namespace turbo;
@@ -182,7 +194,9 @@ int32_t turbo_trt_network_parse(
     });
 }
 
-void turbo_trt_network_destroy(TurboTrtNetwork* network) { delete network; }
+void turbo_trt_network_destroy(TurboTrtNetwork* network) {
+    if (!network->builder->stopped) delete network;
+}
 
 int32_t turbo_trt_network_layers(TurboTrtNetwork const* network, TurboTrtLayerFn layer, void* user) {
     using namespace turbo;
@@ -208,18 +222,24 @@ int32_t turbo_trt_network_build(
     return guarded([&] {
         auto& owner = *network->builder;
         // Before the configuration that points to it, so that it goes after.
-        Monitor monitor(options->progress, options->user);
-        std::unique_ptr<nvinfer1::IBuilderConfig> const config(owner.builder->createBuilderConfig());
+        auto monitor = std::make_unique<Monitor>(options->progress, options->user);
+        std::unique_ptr<nvinfer1::IBuilderConfig> config(owner.builder->createBuilderConfig());
         if (!config) return fail(kTurboTrtBuild, {}, "TensorRT makes no configuration");
         configure(*config, *options);
-        if (options->progress != nullptr) config->setProgressMonitor(&monitor);
+        if (options->progress != nullptr) config->setProgressMonitor(monitor.get());
         auto cache = useTimingCache(*config, *options);
         auto const* const timings = cache.get();
         if (cache) owner.timingCaches.push_back(std::move(cache));
 
         auto made = std::make_unique<TurboTrtPlan>();
         made->plan.reset(owner.builder->buildSerializedNetwork(*network->network, *config));
-        if (monitor.stopped()) return fail(kTurboTrtInterrupted, {}, "interrupted");
+        if (monitor->stopped()) {
+            monitor->leave();
+            (void)monitor.release();
+            (void)config.release();
+            owner.stopped = true;
+            return fail(kTurboTrtInterrupted, {}, "interrupted");
+        }
         if (!made->plan) return fail(kTurboTrtBuild, {}, "TensorRT builds no plan");
         if (timings != nullptr) made->timingCache.reset(timings->serialize());
         *out = made.release();

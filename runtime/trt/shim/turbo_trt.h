@@ -77,6 +77,8 @@ typedef struct TurboTrtBuilder TurboTrtBuilder;
 typedef struct TurboTrtNetwork TurboTrtNetwork;
 typedef struct TurboTrtPlan TurboTrtPlan;
 
+// Once a build was stopped nothing is destroyed any more, since TensorRT's threads may still use it: the process should
+// end soon.
 int32_t turbo_trt_builder_create(TurboTrtLibrary const* library, TurboTrtBuilder** out);
 void turbo_trt_builder_destroy(TurboTrtBuilder* builder);
 int32_t turbo_trt_builder_load_plugins(TurboTrtBuilder* builder, char const* file);

@@ -41,6 +41,7 @@ pub use graph::Graph;
 pub use library::Library;
 pub use memory::{DeviceBuffer, PinnedBuffer};
 pub use places::Places;
+pub use resources::end_process;
 pub use runtime::{Engine, Refit, RefitWeight, Runtime};
 pub use sampler::Sampler;
 pub use shim::{Level, LogLine, Shim};
