@@ -32,7 +32,13 @@ pub fn carry(to: &Path, golden: Option<&Path>) -> Result<()> {
     if let Some(golden) = golden {
         folder(golden, &to.join("golden"))?;
     }
-    println!("{}: run ./turbo-kernels test and ./gpu_test --help there", to.display());
+    let script = to.join("all.sh");
+    std::fs::copy(root().join("tests/gpu/all.sh"), &script)
+        .with_context(|| format!("cannot write {}", script.display()))?;
+    println!(
+        "{}: bash all.sh TENSORRT OUT there, or ./turbo-kernels test, or ./gpu_test --help",
+        to.display()
+    );
     Ok(())
 }
 

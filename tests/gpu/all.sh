@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in the folder that `cargo xtask carry` made; tests/gpu/README.md says what it is.
+#
+#   all.sh TENSORRT OUT [SCRATCH]
+#
+# TENSORRT is the folder of TensorRT's libraries. Reports and logs go to OUT, and OUT/progress says how far it is.
+# SCRATCH, on a fast disk, keeps weights and plans (60 GB). With two GPUs the second has the networks alone, with one they
+# go first. Compute-sanitizer comes last, on all GPUs: its runs take the cores that builds and golden vectors need.
+set -u
+tensorrt=$(realpath "${1:?usage: all.sh TENSORRT OUT [SCRATCH]}")
+out=$(realpath -m "${2:?usage: all.sh TENSORRT OUT [SCRATCH]}")
+scratch=${3:-$out/scratch}
+cd "$(dirname "$0")" || exit 2
+mkdir -p "$out" "$scratch"
+export LD_LIBRARY_PATH=$tensorrt TMPDIR=$scratch
+gpus=$(nvidia-smi --query-gpu=index --format=csv,noheader | wc -l)
+last=$((gpus - 1))
+
+# say WHAT RESULT: a line of the progress, with the seconds since the start.
+say() { echo "$SECONDS s: $*" >>"$out/progress"; }
+
+# on GPU NAME COMMAND...: runs it, its log in OUT/NAME.log.
+on() {
+    local gpu=$1 name=$2
+    shift 2
+    CUDA_VISIBLE_DEVICES=$gpu "$@" >"$out/$name.log" 2>&1
+    say "$name: exit code $?, $(tail -n 1 "$out/$name.log")"
+}
+
+# tested GPU NAME ARGUMENTS...: gpu_test with a report.
+tested() {
+    local gpu=$1 name=$2
+    shift 2
+    on "$gpu" "$name" ./gpu_test --tensorrt "$tensorrt" --json "$out/$name.json" "$@"
+}
+
+# built NETWORK...: one after the other.
+built() {
+    local network
+    for network; do
+        tested "$last" "build-$network" --no-ops --only-build --scratch "$scratch" --networks "$network"
+    done
+}
+
+# Three builds at a time, then forwards one by one, whose times nothing else on the GPU disturbs.
+networks() {
+    built 14b-480p-w8a8 14b-720p-w8a8 14b-720p-fp8 &
+    built 14b-480p-bf16 14b-720p-bf16 &
+    built 1.3b-480p-w8a8 1.3b-480p-fp8 1.3b-720p-w8a8 1.3b-480p-bf16 1.3b-720p-bf16 &
+    wait
+    local network
+    for network in 1.3b-720p-bf16 1.3b-{480p-w8a8,720p-w8a8,480p-fp8,480p-bf16} \
+        14b-{720p-w8a8,480p-w8a8,720p-fp8,480p-bf16,720p-bf16}; do
+        tested "$last" "run-$network" --no-ops --scratch "$scratch" --networks "$network"
+    done
+}
+
+correctness() {
+    tested 0 blocks --no-ops --networks 1.3b-small-w8a8-block,14b-small-w8a8-block,1.3b-small-bf16-block
+    tested 0 ops
+    # The demo's refusal for want of memory takes all of it, so nothing else is on this GPU.
+    tested 0 demo --no-ops --demo
+    on 0 compile ./turbo-compile demo --target trt --tensorrt "$tensorrt" --build-cache "$scratch/cache" \
+        -o "$scratch/demo.plan"
+    on 0 turbo-run-bench ./turbo-run bench "$scratch/demo.plan" --tensorrt "$tensorrt"
+    tested 0 golden --no-ops --golden golden
+    on 0 kernels ./turbo-kernels test --json "$out/kernels.json"
+    TURBO_KERNELS=portable on 0 kernels-portable ./turbo-kernels test --json "$out/kernels-portable.json"
+}
+
+sanitized() {
+    on "$1" "$2${3:+-$3}" compute-sanitizer --tool "$2" ./turbo-kernels test --bare ${3:+--op "$3"}
+}
+
+sanitizers() {
+    export RAYON_NUM_THREADS=2
+    local tool op
+    for tool in memcheck initcheck synccheck; do sanitized 0 "$tool" & done
+    for op in SageSla NormQuantize Attention BlockMap Norm NormRope Quantize SageAttention Sla; do
+        sanitized "$last" racecheck "Turbo$op" &
+    done
+    for op in Linear W8A8Linear W8A8LinearQuantize W8A8LinearResidual; do
+        sanitized 0 racecheck "Turbo$op" &
+    done
+    wait
+}
+
+if [ "$gpus" -gt 1 ]; then
+    export RAYON_NUM_THREADS=8
+    correctness &
+    networks
+    wait
+else
+    networks
+    correctness
+fi
+if command -v compute-sanitizer >/dev/null; then sanitizers; fi
+say "all done"
