@@ -147,14 +147,15 @@ mod tests {
                 let x = g.input("x", DType::Bf16, &[300, 128]);
                 let e0 = g.input("e0", DType::F32, &[1, 6, 128]);
                 let text = ["k", "v"].map(|name| g.input(name, DType::Bf16, &[7, 128]));
-                let grid_rope = super::super::rope::table(&mut g, 128, [3, 10, 10]);
+                let grid_rope = super::super::rope::table(&mut g, 128, [3, 10, 10], e0);
                 let block = Block { config: &config, recipe: &recipe, params, batch: 1, grid_rope };
                 let y = g.scope("blocks.0", |g| block.forward(g, x, e0, (text[0], text[1])));
                 g.output("y", y);
                 let g = g.finish().unwrap();
                 let reshaped = g.nodes().iter().filter(|node| node.op == "Reshape");
                 let shapes: Vec<&[usize]> = reshaped.map(|node| g.shape(node.outputs[0])).collect();
-                assert_eq!(shapes, [[1, 128]; 6], "{linear:?} {attention:?}");
+                assert_eq!(shapes[0], [1, 1], "the zero of the rotary table");
+                assert_eq!(shapes[1..], [[1, 128]; 6], "{linear:?} {attention:?}");
             }
         }
     }

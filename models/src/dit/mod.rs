@@ -176,7 +176,7 @@ pub fn denoiser_part(
         }
         Start::Hidden { x, e0, e } => (x, e, e0),
     };
-    let rope = rope::table(&mut g, config.head_dim(), [t, h, w]);
+    let rope = rope::table(&mut g, config.head_dim(), [t, h, w], e0);
     for (i, text) in texts {
         x = g.scope(&format!("blocks.{i}"), |g| {
             block::Block { config, recipe, params, batch, grid_rope: rope }.forward(g, x, e0, text)

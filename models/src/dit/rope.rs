@@ -8,12 +8,23 @@ const THETA: f32 = 10000.0;
 /// Cosines and sines, each f32 `[l, head_dim / 2]`: pairs 22 t, 21 h, 21 w at head size 128.
 ///
 /// Angles are f32 products as upstream (`VideoRopePosition3DEmb`; official Wan uses f64).
-pub(super) fn table(g: &mut Graph, head_dim: usize, grid: [usize; 3]) -> (Value, Value) {
+///
+/// A zero made of `e0 [b, 6, dim]` is added, so that they are no constants. Of a constant TensorRT keeps a copy for each
+/// layer that takes it: a GiB for 60 layers of 32760 tokens (10.6.0, by what is missing from the GPU's memory).
+pub(super) fn table(g: &mut Graph, head_dim: usize, grid: [usize; 3], e0: Value) -> (Value, Value) {
     let angles = angles(head_dim, grid);
     let shape = [grid.iter().product(), head_dim / 2];
     let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
     let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
-    (g.constant_f32(&shape, &cos), g.constant_f32(&shape, &sin))
+    let one = (0..3).fold(e0, |x, axis| g.slice(x, axis, 0, 1));
+    let one = g.reshape(one, &[1, 1]);
+    let zero = g.mul_scalar(one, 0.0);
+    [cos, sin]
+        .map(|table| {
+            let table = g.constant_f32(&shape, &table);
+            g.add(table, zero)
+        })
+        .into()
 }
 
 fn angles(head_dim: usize, [t, h, w]: [usize; 3]) -> Vec<f32> {
