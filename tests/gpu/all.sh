@@ -3,16 +3,18 @@
 #
 #   all.sh TENSORRT OUT [SCRATCH]
 #
-# TENSORRT is the folder of TensorRT's libraries. Reports and logs go to OUT, and OUT/progress says how far it is.
-# SCRATCH, on a fast disk, keeps weights and plans (60 GB). With two GPUs the second has the networks alone, with one they
+# TENSORRT is the folder of TensorRT's libraries. Reports and logs go to OUT, OUT/progress says how far it is, and OUT/failed
+# what failed. SCRATCH, on a fast disk, keeps weights and plans (60 GB). With two GPUs the second has the networks alone, with one they
 # go first. Compute-sanitizer comes last, on all GPUs: its runs take the cores that builds and golden vectors need.
 set -u
-tensorrt=$(realpath "${1:?usage: all.sh TENSORRT OUT [SCRATCH]}")
-out=$(realpath -m "${2:?usage: all.sh TENSORRT OUT [SCRATCH]}")
-scratch=${3:-$out/scratch}
+: "${2:?usage: all.sh TENSORRT OUT [SCRATCH]}"
+tensorrt=$(realpath "$1")
+out=$(realpath -m "$2")
+scratch=$(realpath -m "${3:-$out/scratch}")
 cd "$(dirname "$0")" || exit 2
 mkdir -p "$out" "$scratch"
-export LD_LIBRARY_PATH=$tensorrt TMPDIR=$scratch
+export LD_LIBRARY_PATH=$tensorrt${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} TMPDIR=$scratch
+rm -f "$out/failed"
 gpus=$(nvidia-smi --query-gpu=index --format=csv,noheader | wc -l)
 last=$((gpus - 1))
 
@@ -24,7 +26,9 @@ on() {
     local gpu=$1 name=$2
     shift 2
     CUDA_VISIBLE_DEVICES=$gpu "$@" >"$out/$name.log" 2>&1
-    say "$name: exit code $?, $(tail -n 1 "$out/$name.log")"
+    local code=$?
+    say "$name: exit code $code, $(tail -n 1 "$out/$name.log")"
+    [ "$code" = 0 ] || echo "$name" >>"$out/failed"
 }
 
 # tested GPU NAME ARGUMENTS...: gpu_test with a report.
@@ -95,4 +99,8 @@ else
     correctness
 fi
 if command -v compute-sanitizer >/dev/null; then sanitizers; fi
+if [ -e "$out/failed" ]; then
+    say "all done, failed: $(tr '\n' ' ' <"$out/failed")"
+    exit 1
+fi
 say "all done"

@@ -236,7 +236,8 @@ fn watched(
     }
 }
 
-/// The block sizes that TurboDiffusion takes on a GPU of this compute capability (`SLA/core.py`, `SageSparseLinearAttention`).
+/// The block sizes that TurboDiffusion takes on a GPU of this compute capability (`SLA/core.py`,
+/// `SageSparseLinearAttention`).
 pub fn tiling(compute_capability: (i32, i32)) -> Tiling {
     match compute_capability {
         (9, 0) => Tiling { block_q: 64, block_k: 128 },

@@ -10,7 +10,7 @@ const THETA: f32 = 10000.0;
 /// Angles are f32 products as upstream (`VideoRopePosition3DEmb`; official Wan uses f64).
 ///
 /// A zero made of `e0 [b, 6, dim]` is added, so that they are no constants. Of a constant TensorRT keeps a copy for each
-/// layer that takes it: a GiB for 60 layers of 32760 tokens (10.6.0, by what is missing from the GPU's memory).
+/// layer that takes it, as it seems: a GiB is missing from the GPU's memory with 60 layers of 32760 tokens (10.6.0).
 pub(super) fn table(g: &mut Graph, head_dim: usize, grid: [usize; 3], e0: Value) -> (Value, Value) {
     let angles = angles(head_dim, grid);
     let shape = [grid.iter().product(), head_dim / 2];

@@ -27,6 +27,10 @@ struct ExactShared {
     alignas(8) uint64_t full[kExactStages];
 };
 
+// In the end one stage holds the state of the linear branch, the other one rows of outputs.
+static_assert(sizeof(ExactShared::stages[0]) >= kStateSize * sizeof(uint16_t));
+static_assert(sizeof(ExactShared::stages[1]) >= kQueryChunks * sizeof(uint4));
+
 template <class T, bool kLinear>
 __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
     attendExact(Shape shape, T const* q, __grid_constant__ CUtensorMap const k, __grid_constant__ CUtensorMap const v,

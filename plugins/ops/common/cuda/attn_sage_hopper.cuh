@@ -146,7 +146,8 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
         static_assert(kHeadDim == hopper::kWarpgroup);
         int const channel = threadIdx.x;
         float const* const tops = packed.valueMax + blockIdx.z * shape.width() + int64_t{blockIdx.y} * shape.d;
-        reinterpret_cast<float*>(shared.valueScales)[channel] = channel < shape.d ? tops[channel] * (1 / kFp8ValueMax) : 0.0f;
+        float const scaleOfChannel = channel < shape.d ? tops[channel] * (1 / kFp8ValueMax) : 0.0f;
+        reinterpret_cast<float*>(shared.valueScales)[channel] = scaleOfChannel;
         hopper::publishToProducts();
         unit = kLog2e * rsqrtf(static_cast<float>(shape.d)) * scale;
     }

@@ -72,7 +72,7 @@ __device__ __forceinline__ void store(T* to, T const (&values)[kCount], int32_t 
 
 // x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + exp(-2 u)): no difference of nearly
 // equal numbers where x is negative. Exponentials and reciprocals are slow, so four values share a reciprocal; for their
-// product to be finite, exponentials end at 2^30, where results are as good as 0.
+// product to be finite, exponentials end at 2^30, where results are as good as 0 beside x.
 template <int32_t kCount>
 __device__ __forceinline__ void geluTanh(float (&x)[kCount]) {
     static_assert(kCount % 4 == 0);
