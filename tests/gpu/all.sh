@@ -3,9 +3,10 @@
 #
 #   all.sh TENSORRT OUT [SCRATCH]
 #
-# TENSORRT is the folder of TensorRT's libraries. Reports and logs go to OUT, OUT/progress says how far it is, and OUT/failed
-# what failed. SCRATCH, on a fast disk, keeps weights and plans (60 GB). With two GPUs the second has the networks alone, with one they
-# go first. Compute-sanitizer comes last, on all GPUs: its runs take the cores that builds and golden vectors need.
+# TENSORRT is the folder of TensorRT's libraries. Reports and logs go to OUT, OUT/progress says how far it is, and
+# OUT/failed what failed. SCRATCH, on a fast disk, keeps weights and plans (60 GB). With two GPUs the second has the
+# networks alone, with one they go first. Compute-sanitizer comes last, on all GPUs: its runs take the cores that builds
+# and golden vectors need.
 set -u
 : "${2:?usage: all.sh TENSORRT OUT [SCRATCH]}"
 tensorrt=$(realpath "$1")
@@ -14,7 +15,7 @@ scratch=$(realpath -m "${3:-$out/scratch}")
 cd "$(dirname "$0")" || exit 2
 mkdir -p "$out" "$scratch"
 export LD_LIBRARY_PATH=$tensorrt${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} TMPDIR=$scratch
-rm -f "$out/failed"
+rm -f "$out/progress" "$out/failed"
 gpus=$(nvidia-smi --query-gpu=index --format=csv,noheader | wc -l)
 last=$((gpus - 1))
 
@@ -73,7 +74,8 @@ correctness() {
 }
 
 sanitized() {
-    on "$1" "$2${3:+-$3}" compute-sanitizer --tool "$2" ./turbo-kernels test --bare ${3:+--op "$3"}
+    on "$1" "$2${3:+-$3}" compute-sanitizer --tool "$2" --error-exitcode 3 \
+        ./turbo-kernels test --bare ${3:+--op "$3"}
 }
 
 sanitizers() {
@@ -91,8 +93,9 @@ sanitizers() {
 
 if [ "$gpus" -gt 1 ]; then
     export RAYON_NUM_THREADS=8
-    correctness &
-    networks
+    # In the background, so that it waits for its own builds and not for all of them.
+    networks &
+    correctness
     wait
 else
     networks

@@ -16,9 +16,9 @@ pub(super) fn table(g: &mut Graph, head_dim: usize, grid: [usize; 3], e0: Value)
     let shape = [grid.iter().product(), head_dim / 2];
     let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
     let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
-    let one = (0..3).fold(e0, |x, axis| g.slice(x, axis, 0, 1));
-    let one = g.reshape(one, &[1, 1]);
-    let zero = g.mul_scalar(one, 0.0);
+    let first = (0..3).fold(e0, |x, axis| g.slice(x, axis, 0, 1));
+    let first = g.reshape(first, &[1, 1]);
+    let zero = g.mul_scalar(first, 0.0);
     [cos, sin]
         .map(|table| {
             let table = g.constant_f32(&shape, &table);

@@ -32,9 +32,7 @@ __device__ __forceinline__ void finish(Operands<T> const& x, float (&y)[kRun], f
                                        int32_t column, int32_t valid) {
 #pragma unroll
     for (int32_t i = 0; i < kRun; ++i) y[i] += bias[i];
-    if (x.gelu) {
-        tile::geluTanh(y);
-    }
+    if (x.gelu) tile::geluTanh(y);
     alignas(16) T out[kRun];
 #pragma unroll
     for (int32_t i = 0; i < kRun; ++i) out[i] = static_cast<T>(y[i]);

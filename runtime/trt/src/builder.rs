@@ -207,6 +207,18 @@ impl Drop for Plan {
     }
 }
 
+/// Ends the process at once, without the destructors of TensorRT and CUDA: after a stopped build their threads may still
+/// be at work, and would be torn down under them.
+pub fn end_process(code: u8) -> ! {
+    #[cfg(unix)]
+    // SAFETY: it only ends the process; what had to be written or removed is, since nothing of this program runs on.
+    unsafe {
+        libc::_exit(code.into())
+    }
+    #[cfg(not(unix))]
+    std::process::exit(code.into())
+}
+
 unsafe extern "C" fn push_layer(user: Raw, name: *const c_char, op: *const c_char) {
     // SAFETY: `layers` passes a pointer to its list, which nothing else uses meanwhile; the strings live
     // during the call, and `op` may be null.

@@ -33,7 +33,7 @@ mod shim;
 mod stream;
 mod types;
 
-pub use builder::{BuildOptions, Builder, Layer, Network, Plan, Progress};
+pub use builder::{BuildOptions, Builder, Layer, Network, Plan, Progress, end_process};
 pub use context::{Context, LayerTime};
 pub use error::{Error, NoGpu, Version};
 pub use gpu::{Gpu, MemoryInfo};
@@ -41,7 +41,6 @@ pub use graph::Graph;
 pub use library::Library;
 pub use memory::{DeviceBuffer, PinnedBuffer};
 pub use places::Places;
-pub use resources::end_process;
 pub use runtime::{Engine, Refit, RefitWeight, Runtime};
 pub use sampler::Sampler;
 pub use shim::{Level, LogLine, Shim};

@@ -38,18 +38,6 @@ impl Library {
     }
 }
 
-/// Ends the process at once, without the destructors of TensorRT and CUDA: after a stopped build their threads may still
-/// be at work, and would be torn down under them.
-pub fn end_process(code: u8) -> ! {
-    #[cfg(unix)]
-    // SAFETY: it only ends the process; what had to be written or removed is, since nothing of this program runs on.
-    unsafe {
-        libc::_exit(code.into())
-    }
-    #[cfg(not(unix))]
-    std::process::exit(code.into())
-}
-
 /// The loader's path with a folder of builder's kernels before it; none where it is on it, or holds no such kernels.
 fn loader_path(folder: &Path, now: Option<&OsStr>) -> Option<OsString> {
     let is_resource = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with(STEM);

@@ -2,10 +2,10 @@
 //
 // A thread block is one warpgroup and attends for 64 queries; several of them on a multiprocessor keep its tensor cores
 // busy while others are at their softmax, so registers are saved: queries are read from shared memory, and values are
-// multiplied for halves of the channels. Probabilities are operands in registers, with the fragments of
-// mma.sync; packed keys and values come as they lie, one copy each, and with them what is to be known of their block: one
-// thread alone goes through the list. The tensor cores keep few bits of sums of E4M3, so those of one key block start
-// from zero and go into f32.
+// multiplied for halves of the channels. Probabilities are operands in registers, with the fragments of mma.sync; packed
+// keys and values come as they lie, one copy each, and with them what is to be known of their block: one thread alone
+// goes through the list. The tensor cores keep few bits of sums of E4M3, so those of one key block start from zero and go
+// into f32.
 #pragma once
 
 #include <algorithm>
@@ -45,7 +45,7 @@ struct Shared {
 // Four groups of sixteen channels, each of another query of this thread's block, as fours of which eight lanes have a
 // row.
 struct QueryGroups {
-    uint4 halves[4][2];
+    uint32_t words[4][2][4];
 
     __device__ static int row(int i) { return i * (hopper::kWarpgroup / 8) + threadIdx.x / 8; }
     __device__ static int number() { return threadIdx.x % 8; }
@@ -54,7 +54,9 @@ struct QueryGroups {
     __device__ QueryGroups(Rows<T const> const& rows, int32_t first) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            halves[i / 2][i % 2] = loadChunk(rows, first + row(i / 2), number() * 16 + i % 2 * 8);
+            uint4 const from = loadChunk(rows, first + row(i / 2), number() * 16 + i % 2 * 8);
+            uint32_t(&to)[4] = words[i / 2][i % 2];
+            to[0] = from.x, to[1] = from.y, to[2] = from.z, to[3] = from.w;
         }
     }
 
@@ -63,13 +65,9 @@ struct QueryGroups {
     __device__ float greatest() const {
         float amax = 0.0f;
 #pragma unroll
-        for (auto const& pair : halves) {
-#pragma unroll
-            for (uint4 const& half : pair) {
-                for (uint32_t word : {half.x, half.y, half.z, half.w}) {
-                    amax = largest(largest(amax, unpack<T>(word).x), unpack<T>(word).y);
-                }
-            }
+        for (int i = 0; i < 32; ++i) {
+            float2 const pair = unpack<T>(words[i / 8][i / 4 % 2][i % 4]);
+            amax = largest(largest(amax, pair.x), pair.y);
         }
         return amax;
     }
@@ -80,20 +78,11 @@ struct QueryGroups {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             float x[16];
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                uint4 const& from = halves[i][half];
-                uint32_t const from4[] = {from.x, from.y, from.z, from.w};
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    x[4 * j + 2 * half] = unpack<T>(from4[j]).x;
-                    x[4 * j + 2 * half + 1] = unpack<T>(from4[j]).y;
-                }
-            }
-            uint32_t words[4];
-            packInt8(words, x, scale);
+            toSlots<T>(x, words[i]);
+            uint32_t bytes[4];
+            packInt8(bytes, x, scale);
             int const chunk = number() ^ row(i) % 8;
-            *reinterpret_cast<uint4*>(to + row(i) * kHeadDim + chunk * 16) = {words[0], words[1], words[2], words[3]};
+            *reinterpret_cast<uint4*>(to + row(i) * kHeadDim + chunk * 16) = {bytes[0], bytes[1], bytes[2], bytes[3]};
         }
     }
 };

@@ -20,6 +20,17 @@ constexpr float kFp8ValueMax = 2.25f;
 // of four bytes that the lane gives as A. Slot i of sixteen is this column.
 __device__ constexpr int slotElement(int i) { return i % 4 / 2 * 8 + i / 4 * 2 + i % 2; }
 
+// Sixteen channels in slots, from the words of their lower and upper halves.
+template <class T>
+__device__ __forceinline__ void toSlots(float (&x)[16], uint32_t const (&words)[2][4]) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        float2 const pair = unpack<T>(words[i % 2][i / 2]);
+        x[2 * i] = pair.x;
+        x[2 * i + 1] = pair.y;
+    }
+}
+
 // What there is to know of a block of keys; as long as the least that bulk copies bring.
 struct alignas(16) KeyBlock {
     float scale;
@@ -287,17 +298,17 @@ class SagePacker {
 
     // This lane's group `i`, in slots.
     __device__ void smooth(float (&x)[16], KeyGroup const& keys, int i) const {
+        toSlots<T>(x, keys.words);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 float4 const mean = shared_.means[i * 4 + half * 2 + j][threadIdx.x % 4];
-                uint32_t const(&words)[4] = keys.words[half];
-                float2 const low = unpack<T>(words[2 * j]), high = unpack<T>(words[2 * j + 1]);
-                x[8 * j + half * 2] = low.x - mean.x;
-                x[8 * j + half * 2 + 1] = low.y - mean.y;
-                x[8 * j + half * 2 + 4] = high.x - mean.z;
-                x[8 * j + half * 2 + 5] = high.y - mean.w;
+                float* const slots = x + 8 * j + half * 2;
+                slots[0] -= mean.x;
+                slots[1] -= mean.y;
+                slots[4] -= mean.z;
+                slots[5] -= mean.w;
             }
         }
     }
