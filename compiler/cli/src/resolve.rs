@@ -3,6 +3,7 @@
 use serde_json::Value as Json;
 use turbo_models::dit::{self, Attention, LatentSize, Linear, MAX_GRID, PvType, Recipe, Tiling, keep_blocks};
 use turbo_models::{umt5, vae};
+use turbo_sampler::MAX_STEPS;
 
 use crate::CompileError;
 use crate::choices::{Choices, Flavor, Sampler, Size, Target};
@@ -89,8 +90,9 @@ impl Plan {
         let rcm = |key: &str| json.and_then(|j| j.get("rcm")?.get(key));
         let steps = choices.steps.or_else(|| whole(json, "rcm", "steps").and_then(|n| u32::try_from(n).ok()));
         let steps = steps.unwrap_or(4);
-        if !(1..=4).contains(&steps) {
-            return Err(CompileError::usage(format!("{steps} steps"), "rCM models take 1 to 4 steps"));
+        if !(1..=MAX_STEPS as u32).contains(&steps) {
+            let hint = format!("rCM models take 1 to {MAX_STEPS} steps");
+            return Err(CompileError::usage(format!("{steps} steps"), hint));
         }
         let said = rcm("sampler").and_then(|v| serde_json::from_value(v.clone()).ok());
         let sigma_max = choices.sigma_max.or_else(|| rcm("sigma_max")?.as_f64());

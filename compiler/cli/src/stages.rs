@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use turbo_graph::{DType, Graph, GraphError, Payload};
 use turbo_models::{Params, Weights, dit, umt5, vae};
+use turbo_sampler::MAX_STEPS;
 
 use crate::CompileError;
 use crate::choices::{Flavor, Size, Target};
@@ -132,7 +133,7 @@ pub fn build(plan: &Plan, networks: &Networks<'_>) -> Result<Vec<Stage>, (Source
     for (index, &weights) in networks.dits.iter().enumerate() {
         let name = expert_name(index, networks.dits.len());
         let source = Source::Dit(index);
-        let context = dit::context(&plan.dit, &plan.recipe, params(weights), BATCH);
+        let context = dit::context(&plan.dit, &plan.recipe, params(weights), BATCH, MAX_STEPS);
         add(&format!("{name}_context"), For::All, source, context, vec![])?;
         let parts = dit::parts(plan.dit.layers, plan.parts);
         for &video in &plan.videos {

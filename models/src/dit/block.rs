@@ -17,24 +17,14 @@ pub(super) struct Block<'a> {
     pub grid_rope: (Value, Value),
 }
 
-/// Row `i` of modulation `[b, n, dim]` as `[b, dim]`.
-pub(super) fn chunk(g: &mut Graph, e: Value, i: usize) -> Value {
-    let (b, dim) = (g.dim(e, 0), g.dim(e, 2));
-    let part = g.slice(e, 1, i, i + 1);
-    g.reshape(part, &[b, dim])
-}
-
 impl Block<'_> {
-    /// `x [b*l, dim]`, time projection `e0 [b, 6, dim]` and the text's keys and values, each `[b*text_len, dim]`, to the
-    /// next `x`.
-    pub(super) fn forward(&self, g: &mut Graph, x: Value, e0: Value, text: (Value, Value)) -> Value {
+    /// `x [b*l, dim]`, the block's rows of the modulation and the text's keys and values, each `[b*text_len, dim]`, to
+    /// the next `x`.
+    pub(super) fn forward(&self, g: &mut Graph, x: Value, e: [Value; 6], text: (Value, Value)) -> Value {
         let dim = self.config.dim;
-        let modulation = self.params.typed(g, &g.path("modulation"), &[1, 6, dim], DType::F32);
-        let e = g.add(modulation, e0);
-        let e: Vec<Value> = (0..6).map(|i| chunk(g, e, i)).collect();
         let linears = Linears::new(self.recipe, self.params);
 
-        let input = self.modulated(g, &linears, x, e[0], e[1]);
+        let input = linears.norm_input(g, x, e[1], e[0], self.config.eps);
         let x = g.scope("self_attn", |g| {
             let y = self.self_attention(g, &linears, &input);
             linears.residual(g, "o", &y, x, Some(e[2]))
@@ -49,7 +39,7 @@ impl Block<'_> {
             linears.residual(g, "o", &y, x, None)
         });
 
-        let input = self.modulated(g, &linears, x, e[3], e[4]);
+        let input = linears.norm_input(g, x, e[4], e[3], self.config.eps);
         g.scope("ffn", |g| {
             let hidden = linears.gelu_input(g, "0", &input, self.config.ffn_dim);
             linears.residual(g, "2", &hidden, x, Some(e[5]))
@@ -73,18 +63,6 @@ impl Block<'_> {
         let y = attention::self_attention(g, self.config, self.recipe, self.params, self.batch, [q, k, v]);
         let y = g.label(y, "attn");
         linears.input(g, y)
-    }
-
-    fn modulated(
-        &self,
-        g: &mut Graph,
-        linears: &Linears<'_>,
-        x: Value,
-        shift: Value,
-        scale: Value,
-    ) -> super::linear::Input {
-        let scale = g.add_scalar(scale, 1.0);
-        linears.norm_input(g, x, scale, shift, self.config.eps)
     }
 
     /// `norm3`, the affine norm before cross-attention; without weights upstream passes `x` on as it is.
@@ -115,7 +93,6 @@ mod tests {
             match leaf {
                 "int8_weight" | "fp8_weight" => Some((DType::I8, vec![128, 128])),
                 "scale" => Some((DType::F32, vec![1, 1])),
-                "modulation" => Some((DType::F32, vec![1, 6, 128])),
                 "weight" if !stem.contains("norm") => Some((DType::Bf16, vec![128, 128])),
                 _ => Some((DType::F32, vec![128])),
             }
@@ -145,11 +122,13 @@ mod tests {
                 let params = Params::converted(&Square, DType::Bf16);
                 let mut g = Graph::new("block");
                 let x = g.input("x", DType::Bf16, &[300, 128]);
-                let e0 = g.input("e0", DType::F32, &[1, 6, 128]);
+                let rows = super::super::modulation::Rows::input(&mut g, &config, 1);
                 let text = ["k", "v"].map(|name| g.input(name, DType::Bf16, &[7, 128]));
-                let grid_rope = super::super::rope::table(&mut g, 128, [3, 10, 10], e0);
+                let zero = rows.zero(&mut g);
+                let grid_rope = super::super::rope::table(&mut g, 128, [3, 10, 10], zero);
                 let block = Block { config: &config, recipe: &recipe, params, batch: 1, grid_rope };
-                let y = g.scope("blocks.0", |g| block.forward(g, x, e0, (text[0], text[1])));
+                let rows = rows.block(&mut g, 0);
+                let y = g.scope("blocks.0", |g| block.forward(g, x, rows, (text[0], text[1])));
                 g.output("y", y);
                 let g = g.finish().unwrap();
                 let reshaped = g.nodes().iter().filter(|node| node.op == "Reshape");

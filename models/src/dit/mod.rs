@@ -1,13 +1,14 @@
 //! The Wan diffusion transformer: 2.1 text-to-video and 2.2 image-to-video.
 //!
-//! Upstream: TurboDiffusion `rcm/networks/wan2pt1.py` and `wan2pt2.py`. Two graphs come from one network: the
-//! text side ([`context`]), which depends on the prompt alone and runs once, and the denoiser ([`denoiser`]),
-//! which runs once per step.
+//! Upstream: TurboDiffusion `rcm/networks/wan2pt1.py` and `wan2pt2.py`. Two graphs come from one network: what depends
+//! on the prompt and on the schedule alone ([`context`]), which runs once, and the denoiser ([`denoiser`]), which runs
+//! once per step.
 
 mod attention;
 mod block;
 mod config;
 mod linear;
+mod modulation;
 pub mod names;
 mod recipe;
 mod rope;
@@ -50,10 +51,15 @@ impl LatentSize {
     }
 }
 
-/// The text side: `text_emb [b, text_len, text_dim]` to the cross-attention keys and values of every block,
-/// `blocks.N.cross_attn.k` and `.v`, each `[b*text_len, dim]`.
+/// What stays the same from step to step, in one graph that runs before the first.
 ///
-/// Padded rows are zero on input but not afterwards (the biases see to that) and are attended to, as upstream.
+/// Inputs: `text_emb [b, text_len, text_dim]` f32; `times [r, freq_dim]` f32, the sinusoidal embeddings of network
+/// time steps (cosines first), which the sampler computes in f64. Outputs: the cross-attention keys and values of every
+/// block, `blocks.N.cross_attn.k` and `.v`, each `[b*text_len, dim]`; `modulation [r, 6 * layers + 2, dim]` f32, for each
+/// time what shifts, scales and gates every block and the head, in upstream's order, the scales with their 1.
+///
+/// Padded rows of the text are zero on input but not afterwards (the biases see to that) and are attended to, as
+/// upstream.
 ///
 /// # Errors
 /// Weights that are missing or have another shape, named.
@@ -62,9 +68,11 @@ pub fn context(
     recipe: &Recipe,
     params: Params<'_>,
     batch: usize,
+    times: usize,
 ) -> Result<Graph, GraphError> {
     let mut g = Graph::new("dit_context");
     let text = g.input("text_emb", DType::F32, &[batch, config.text_len, config.text_dim]);
+    let times = g.input("times", DType::F32, &[times, config.freq_dim]);
     let rows = batch * config.text_len;
     let text = g.cast(text, params.compute);
     let text = g.reshape(text, &[rows, config.text_dim]);
@@ -86,6 +94,7 @@ pub fn context(
         outputs.push((format!("{path}.k"), k));
         outputs.push((format!("{path}.v"), v));
     }
+    outputs.push(("modulation".to_string(), modulation::table(&mut g, config, params, times)));
     for (name, value) in outputs {
         g.output(&name, value);
     }
@@ -95,8 +104,7 @@ pub fn context(
 /// One forward of the denoiser.
 ///
 /// Inputs: `x [b, out_dim, T, H, W]` f32; for image-to-video `condition [b, in_dim - out_dim, T, H, W]` f32;
-/// `time [b, freq_dim]` f32, the sinusoidal embedding of the network time step (cosines first), which the
-/// sampler computes in f64; and what [`context`] gives. Output: `velocity [b, out_dim, T, H, W]` f32.
+/// and what [`context`] gives, of `modulation` the rows of this step. Output: `velocity [b, out_dim, T, H, W]` f32.
 ///
 /// # Errors
 /// Weights that are missing or have another shape, sizes outside the position table, a recipe that does not
@@ -120,9 +128,9 @@ pub fn parts(layers: usize, parts: usize) -> Vec<Range<usize>> {
 /// The blocks `blocks` of the denoiser, with what comes before the first and after the last.
 ///
 /// Parts run one after the other, each on what an earlier one gave: an input `from.NAME` takes the latest output
-/// `to.NAME`. NAME is `hidden [b*l, dim]`; `e0 [b, 6, dim]` f32, the time of every block; `e [b, dim]` f32, the time
-/// of the head. Otherwise inputs and output are those of [`denoiser`]: latent, condition and time enter the part with
-/// the first block, the text's keys and values that with their block; the last one gives the velocity.
+/// `to.NAME`. NAME is `hidden [b*l, dim]`. Otherwise inputs and output are those of [`denoiser`]: latent and condition
+/// enter the part with the first block, the text's keys and values that with their block, the modulation all of them;
+/// the last one gives the velocity.
 ///
 /// # Errors
 /// As [`denoiser`].
@@ -142,21 +150,18 @@ pub fn denoiser_part(
     }
     let (is_first, is_last) = (blocks.start == 0, blocks.end == config.layers);
     let latent = |channels: usize| [batch, channels, size.frames, size.height, size.width];
-    let start = match is_first {
+    let x = match is_first {
         true => {
             let mut x = g.input("x", DType::F32, &latent(config.out_dim));
             if config.in_dim > config.out_dim {
                 let y = g.input("condition", DType::F32, &latent(config.in_dim - config.out_dim));
                 x = g.concat(&[x, y], 1);
             }
-            Start::Latent { x, time: g.input("time", DType::F32, &[batch, config.freq_dim]) }
+            x
         }
-        false => Start::Hidden {
-            x: g.input("from.hidden", params.compute, &[batch * tokens, config.dim]),
-            e0: g.input("from.e0", DType::F32, &[batch, 6, config.dim]),
-            e: is_last.then(|| g.input("from.e", DType::F32, &[batch, config.dim])),
-        },
+        false => g.input("from.hidden", params.compute, &[batch * tokens, config.dim]),
     };
+    let modulation = modulation::Rows::input(&mut g, config, batch);
     let texts: Vec<(usize, (Value, Value))> = blocks
         .map(|i| {
             let shape = [batch * config.text_len, config.dim];
@@ -165,45 +170,33 @@ pub fn denoiser_part(
         })
         .collect();
 
-    let (mut x, e, e0) = match start {
-        Start::Latent { x, time } => {
+    let mut x = match is_first {
+        true => {
             let x = g.cast(x, params.compute);
             let x = patchify(&mut g, x, config.in_dim, [t, h, w]);
             let x = Linears::plain(params).named(&mut g, "patch_embedding", x, config.dim);
-            let x = g.label(x, "patch_embedding");
-            let (e, e0) = time_embedding(&mut g, config, params, time);
-            (x, Some(e), e0)
+            g.label(x, "patch_embedding")
         }
-        Start::Hidden { x, e0, e } => (x, e, e0),
+        false => x,
     };
-    let rope = rope::table(&mut g, config.head_dim(), [t, h, w], e0);
+    let zero = modulation.zero(&mut g);
+    let rope = rope::table(&mut g, config.head_dim(), [t, h, w], zero);
     for (i, text) in texts {
+        let rows = modulation.block(&mut g, i);
         x = g.scope(&format!("blocks.{i}"), |g| {
-            block::Block { config, recipe, params, batch, grid_rope: rope }.forward(g, x, e0, text)
+            block::Block { config, recipe, params, batch, grid_rope: rope }.forward(g, x, rows, text)
         });
         g.label(x, &format!("blocks.{i}"));
     }
-    match e.filter(|_| is_last) {
-        Some(e) => {
-            let x = g.scope("head", |g| head(g, config, params, x, e));
-            let x = unpatchify(&mut g, x, config.out_dim, batch, [t, h, w]);
-            g.output("velocity", x);
-        }
-        None => {
-            g.output("to.hidden", x);
-            if let Some(e) = e {
-                g.output("to.e", e);
-                g.output("to.e0", e0);
-            }
-        }
+    if is_last {
+        let rows = modulation.head(&mut g);
+        let x = g.scope("head", |g| head(g, config, params, x, rows));
+        let x = unpatchify(&mut g, x, config.out_dim, batch, [t, h, w]);
+        g.output("velocity", x);
+    } else {
+        g.output("to.hidden", x);
     }
     g.finish()
-}
-
-/// What a part of the denoiser starts from.
-enum Start {
-    Latent { x: Value, time: Value },
-    Hidden { x: Value, e0: Value, e: Option<Value> },
 }
 
 /// `[b, c, T, H, W]` to rows of patches `[b*l, c*kt*kh*kw]`, the channel outermost within a patch.
@@ -221,27 +214,8 @@ fn unpatchify(g: &mut Graph, x: Value, channels: usize, b: usize, [t, h, w]: [us
     g.reshape(x, &[b, channels, t * PATCH[0], h * PATCH[1], w * PATCH[2]])
 }
 
-/// Time embedding `e [b, dim]` and its projection `e0 [b, 6, dim]`, in f32 also where the network is bf16.
-fn time_embedding(g: &mut Graph, config: &Config, params: Params<'_>, time: Value) -> (Value, Value) {
-    let f32_linears = Linears::plain(params.in_type(DType::F32));
-    let batch = g.dim(time, 0);
-    let hidden = f32_linears.named(g, "time_embedding.0", time, config.dim);
-    let hidden = g.silu(hidden);
-    let e = f32_linears.named(g, "time_embedding.2", hidden, config.dim);
-    let e = g.label(e, "time_embedding");
-    let hidden = g.silu(e);
-    let e0 = f32_linears.named(g, "time_projection.1", hidden, 6 * config.dim);
-    let e0 = g.reshape(e0, &[batch, 6, config.dim]);
-    (e, g.label(e0, "time_projection"))
-}
-
 /// Upstream `Head`: modulated LayerNorm and a linear, in f32. Gives `[b*l, kt*kh*kw*out_dim]`.
-fn head(g: &mut Graph, config: &Config, params: Params<'_>, x: Value, e: Value) -> Value {
-    let modulation = params.typed(g, "head.modulation", &[1, 2, config.dim], DType::F32);
-    let e = g.reshape(e, &[g.dim(e, 0), 1, config.dim]);
-    let e = g.add(modulation, e);
-    let (shift, scale) = (block::chunk(g, e, 0), block::chunk(g, e, 1));
-    let scale = g.add_scalar(scale, 1.0);
+fn head(g: &mut Graph, config: &Config, params: Params<'_>, x: Value, [shift, scale]: [Value; 2]) -> Value {
     let x = g.cast(x, DType::F32);
     let x = attention::norm(g, "layer", x, scale, shift, config.eps);
     let out = config.out_dim * PATCH.iter().product::<usize>();

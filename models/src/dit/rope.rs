@@ -9,16 +9,14 @@ const THETA: f32 = 10000.0;
 ///
 /// Angles are f32 products as upstream (`VideoRopePosition3DEmb`; official Wan uses f64).
 ///
-/// A zero made of `e0 [b, 6, dim]` is added, so that they are no constants. Of a constant TensorRT keeps a copy for each
-/// layer that takes it, as it seems: a GiB is missing from the GPU's memory with 60 layers of 32760 tokens (10.6.0).
-pub(super) fn table(g: &mut Graph, head_dim: usize, grid: [usize; 3], e0: Value) -> (Value, Value) {
+/// `zero [1, 1]` is added, which depends on an input, so that they are no constants. Of a constant TensorRT keeps a copy
+/// for each layer that takes it, as it seems: a GiB is missing from the GPU's memory with 60 layers of 32760 tokens
+/// (10.6.0).
+pub(super) fn table(g: &mut Graph, head_dim: usize, grid: [usize; 3], zero: Value) -> (Value, Value) {
     let angles = angles(head_dim, grid);
     let shape = [grid.iter().product(), head_dim / 2];
     let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
     let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
-    let first = (0..3).fold(e0, |x, axis| g.slice(x, axis, 0, 1));
-    let first = g.reshape(first, &[1, 1]);
-    let zero = g.mul_scalar(first, 0.0);
     [cos, sin]
         .map(|table| {
             let table = g.constant_f32(&shape, &table);

@@ -13,6 +13,9 @@ use crate::{Precision, RunError};
 pub(crate) const FROM: &str = "from.";
 pub(crate) const TO: &str = "to.";
 
+/// What the time of a step does to the network: the context gives a row for each step, the step takes its own.
+pub(crate) const MODULATION: &str = "modulation";
+
 /// The inputs of denoising.
 pub(crate) struct Denoise<'a> {
     /// Text embedding `[1, text_len, text_dim]`.
@@ -25,6 +28,30 @@ pub(crate) struct Denoise<'a> {
     pub sampler: Sampler,
     /// Rounding at the network's inputs.
     pub precision: Precision,
+}
+
+impl Denoise<'_> {
+    /// The context's input `times`, whose shape it is: what the network is told of the time of each step; zeros where
+    /// there are fewer steps than rows.
+    pub(crate) fn times(&self, shape: &[usize]) -> Result<Tensor, RunError> {
+        let timesteps = match self.precision {
+            Precision::Bf16 => &self.schedule.deployed_timesteps,
+            Precision::F32 => &self.schedule.timesteps,
+        };
+        let &[rows, width] = shape else {
+            return Err(RunError::Inconsistent(format!(
+                "`times` has the shape {shape:?}, not [steps, width]"
+            )));
+        };
+        if timesteps.len() > rows {
+            let what = format!("it was made for {rows} steps at most, not for {}", timesteps.len());
+            return Err(RunError::Inconsistent(what));
+        }
+        let mut times: Vec<f32> =
+            timesteps.iter().flat_map(|&timestep| turbo_sampler::time_embedding(timestep, width)).collect();
+        times.resize(rows * width, 0.0);
+        Ok(Tensor::f32(vec![rows, width], times))
+    }
 }
 
 /// Executes the stages of an engine file. Each method loads what it needs, drops what is done, and reports its time

@@ -4,19 +4,19 @@ use turbo_engine_file::Sampler;
 use turbo_media::Frame;
 use turbo_sampler::{Expert, NoiseSource};
 
+use crate::RunError;
 use crate::backend::{Runtime, Tensor};
-use crate::executor::{Denoise, Executor, FROM, TO, latent_frame};
+use crate::executor::{Denoise, Executor, FROM, MODULATION, TO, latent_frame};
 use crate::generate::round;
 use crate::run::Run;
 use crate::stage::Loaded;
-use crate::{Precision, RunError};
 
 /// Runs stages in ONNX Runtime.
 pub(crate) struct Onnx<'a> {
     runtime: &'a Runtime,
 }
 
-/// The text side of one expert.
+/// What one expert is given in every step: keys and values of the text, and the modulation of all steps.
 type Context = Vec<(String, Tensor)>;
 
 impl<'a> Onnx<'a> {
@@ -36,19 +36,20 @@ impl<'a> Onnx<'a> {
         Ok(stage)
     }
 
-    /// Loads an expert and computes its text side.
+    /// Loads an expert and computes what does not change from step to step.
     fn expert(
         &self,
         run: &mut Run<'_>,
         expert: Expert,
-        text: &Tensor,
+        work: &Denoise<'_>,
     ) -> Result<(Vec<Loaded>, Context), RunError> {
         let expert = run.manifest().expert(expert == Expert::Low);
         let context = match &expert.context {
             Some(name) => {
                 let mut stage = self.load(run, name)?;
-                run.events.begin("text context", None);
-                let out = stage.run(&[("text_emb", text)])?;
+                run.events.begin("context", None);
+                let times = work.times(&stage.input_shape("times"))?;
+                let out = stage.run(&[("text_emb", work.text), ("times", &times)])?;
                 run.lap(name.clone());
                 out
             }
@@ -123,21 +124,17 @@ impl Executor for Onnx<'_> {
                 other => {
                     // The expert that is done leaves memory before the next one comes.
                     drop(other);
-                    self.expert(run, expert, work.text)?
+                    self.expert(run, expert, work)?
                 }
             };
             run.progress("denoising", step, steps);
             let mut latent = Tensor::f32(shape.clone(), x.iter().map(|&v| v as f32).collect());
             round(&mut latent, work.precision);
-            let timestep = match work.precision {
-                Precision::Bf16 => schedule.deployed_timesteps[step],
-                Precision::F32 => schedule.timesteps[step],
-            };
-            let freq_dim = dit.first().and_then(|part| part.input_shape("time").last().copied()).unwrap_or(0);
-            let time = Tensor::f32(vec![1, freq_dim], turbo_sampler::time_embedding(timestep, freq_dim));
-            let mut inputs: Vec<(&str, &Tensor)> = vec![("x", &latent), ("time", &time)];
+            let modulation = row(&context, step)?;
+            let mut inputs: Vec<(&str, &Tensor)> = vec![("x", &latent), (MODULATION, &modulation)];
             inputs.extend(work.condition.map(|c| ("condition", c)));
-            inputs.extend(context.iter().map(|(name, tensor)| (name.as_str(), tensor)));
+            let others = context.iter().filter(|(name, _)| name != MODULATION);
+            inputs.extend(others.map(|(name, tensor)| (name.as_str(), tensor)));
             let velocity = forward(&mut dit, &inputs)?;
             let (t, next) = (times[step], times[step + 1]);
             match work.sampler {
@@ -194,6 +191,17 @@ fn take(outputs: &mut Vec<(String, Tensor)>, name: &str) -> Result<Tensor, RunEr
         Some(index) => Ok(outputs.swap_remove(index).1),
         None => Err(RunError::Inconsistent(format!("a stage gives no output `{name}`"))),
     }
+}
+
+/// The modulation of one step.
+fn row(context: &Context, step: usize) -> Result<Tensor, RunError> {
+    let missing =
+        || RunError::Inconsistent(format!("no context gives a `{MODULATION}` of step {}", step + 1));
+    let (_, all) = context.iter().find(|(name, _)| name == MODULATION).ok_or_else(missing)?;
+    let shape = [&[1], all.shape.get(1..).unwrap_or_default()].concat();
+    let count: usize = shape.iter().product();
+    let row = all.as_f32().get(step * count..(step + 1) * count).ok_or_else(missing)?;
+    Ok(Tensor::f32(shape, row.to_vec()))
 }
 
 /// Runs the parts of a step one after the other; each is given what it takes of the inputs and of the parts before it.

@@ -3,8 +3,8 @@
 // rounds once where the CPU rounds twice.
 //
 // The state x is f64; noise, velocity and the network's input are f32. Everything is elementwise, so layouts
-// do not matter. Nothing but pointers and the count enters a captured graph: the step's times are read from
-// the device.
+// do not matter. Nothing but pointers and counts enters a captured graph: which step it is and the step's times are
+// read from the device, so that one graph serves all steps and the host has nothing to do between them.
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 
@@ -22,9 +22,19 @@ __device__ int64_t stride() { return static_cast<int64_t>(gridDim.x) * kThreads;
 
 __device__ float roundToBf16(float value) { return __bfloat162float(__float2bfloat16_rn(value)); }
 
+// A TurboTrtSchedule as it lies on the device, and the step that it is at, which is never past the last.
+struct Schedule {
+    int64_t next;
+    int64_t last;
+};
+
+__device__ int64_t stepOf(Schedule const* schedule) { return min(schedule->next, schedule->last); }
+
+__device__ double const* timesOf(Schedule const* schedule) { return reinterpret_cast<double const*>(schedule + 1); }
+
 __global__ void initialKernel(double* __restrict__ x, float const* __restrict__ noise,
-    double const* __restrict__ times, int64_t count) {
-    double const t = times[0];
+    Schedule const* __restrict__ schedule, int64_t count) {
+    double const t = timesOf(schedule)[0];
     for (int64_t i = firstElement(); i < count; i += stride()) {
         x[i] = __dmul_rn(static_cast<double>(noise[i]), t);
     }
@@ -38,10 +48,18 @@ __global__ void inputKernel(float* __restrict__ input, double const* __restrict_
     }
 }
 
+__global__ void rowKernel(uint32_t* __restrict__ row, uint32_t const* __restrict__ table,
+    Schedule const* __restrict__ schedule, int64_t count) {
+    table += stepOf(schedule) * count;
+    for (int64_t i = firstElement(); i < count; i += stride()) row[i] = table[i];
+}
+
 __global__ void sdeKernel(double* __restrict__ x, float const* __restrict__ v,
-    float const* __restrict__ noise, double const* __restrict__ times, int64_t count) {
-    double const t = times[0];
-    double const next = times[1];
+    float const* __restrict__ noise, Schedule const* __restrict__ schedule, int64_t count) {
+    int64_t const step = stepOf(schedule);
+    double const t = timesOf(schedule)[step];
+    double const next = timesOf(schedule)[step + 1];
+    noise += step * count;
     double const rest = __dsub_rn(1.0, next);
     float const nextF32 = __double2float_rn(next);
     for (int64_t i = firstElement(); i < count; i += stride()) {
@@ -52,12 +70,15 @@ __global__ void sdeKernel(double* __restrict__ x, float const* __restrict__ v,
 }
 
 __global__ void odeKernel(
-    double* __restrict__ x, float const* __restrict__ v, double const* __restrict__ times, int64_t count) {
+    double* __restrict__ x, float const* __restrict__ v, Schedule const* __restrict__ schedule, int64_t count) {
+    double const* const times = timesOf(schedule) + stepOf(schedule);
     double const step = __dsub_rn(times[0], times[1]);
     for (int64_t i = firstElement(); i < count; i += stride()) {
         x[i] = __dsub_rn(x[i], __dmul_rn(step, static_cast<double>(v[i])));
     }
 }
+
+__global__ void advanceKernel(Schedule* schedule) { ++schedule->next; }
 
 __global__ void roundKernel(float* __restrict__ values, int64_t count) {
     for (int64_t i = firstElement(); i < count; i += stride()) values[i] = roundToBf16(values[i]);
@@ -76,8 +97,8 @@ int32_t launch(char const* name, Kernel kernel, int64_t count, void* stream, Arg
 }  // namespace
 
 int32_t turbo_trt_sampler_initial(
-    double* x, float const* noise, double const* times, int64_t count, void* stream) {
-    return launch("sampler_initial", initialKernel, count, stream, x, noise, times);
+    double* x, float const* noise, void const* schedule, int64_t count, void* stream) {
+    return launch("sampler_initial", initialKernel, count, stream, x, noise, static_cast<Schedule const*>(schedule));
 }
 
 int32_t turbo_trt_sampler_input(float* input, double const* x, int32_t bf16, int64_t count, void* stream) {
@@ -85,13 +106,23 @@ int32_t turbo_trt_sampler_input(float* input, double const* x, int32_t bf16, int
                      : launch("sampler_input", inputKernel<false>, count, stream, input, x);
 }
 
-int32_t turbo_trt_sampler_sde(
-    double* x, float const* v, float const* noise, double const* times, int64_t count, void* stream) {
-    return launch("sampler_sde", sdeKernel, count, stream, x, v, noise, times);
+int32_t turbo_trt_sampler_row(
+    uint32_t* row, uint32_t const* table, void const* schedule, int64_t count, void* stream) {
+    return launch("sampler_row", rowKernel, count, stream, row, table, static_cast<Schedule const*>(schedule));
 }
 
-int32_t turbo_trt_sampler_ode(double* x, float const* v, double const* times, int64_t count, void* stream) {
-    return launch("sampler_ode", odeKernel, count, stream, x, v, times);
+int32_t turbo_trt_sampler_sde(
+    double* x, float const* v, float const* noise, void const* schedule, int64_t count, void* stream) {
+    return launch("sampler_sde", sdeKernel, count, stream, x, v, noise, static_cast<Schedule const*>(schedule));
+}
+
+int32_t turbo_trt_sampler_ode(double* x, float const* v, void const* schedule, int64_t count, void* stream) {
+    return launch("sampler_ode", odeKernel, count, stream, x, v, static_cast<Schedule const*>(schedule));
+}
+
+int32_t turbo_trt_sampler_advance(void* schedule, void* stream) {
+    advanceKernel<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<Schedule*>(schedule));
+    return turbo::checkCuda("sampler_advance", cudaGetLastError());
 }
 
 int32_t turbo_trt_round_bf16(float* values, int64_t count, void* stream) {

@@ -18,7 +18,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 
 // Grows with every change of this file.
-#define TURBO_TRT_ABI 2
+#define TURBO_TRT_ABI 3
 
 int32_t turbo_trt_abi(void);
 
@@ -240,19 +240,28 @@ int32_t turbo_trt_capture_end(void* stream, void** graph);
 int32_t turbo_trt_graph_launch(void* graph, void* stream);
 int32_t turbo_trt_graph_destroy(void* graph);
 
-// The sampler's arithmetic, bit for bit that of the CPU. `times` is {t, t_next} on the device, so that one
-// captured graph serves all steps. `count` elements; x is f64, everything else f32.
+// The sampler's arithmetic, bit for bit that of the CPU. x is f64, everything else f32, of `count` elements. Its schedule
+// lies on the device, so that one captured graph serves all steps and nothing has to be said to it between them:
+//   int64_t next             the step that comes next, from 0
+//   int64_t last             the last step
+//   double  times[last + 2]  when each step begins, and the end
+// t and t_next are the times of that step, which is the last one where `next` is past it.
 
-// x = noise * t
+// x = noise * times[0]
 int32_t turbo_trt_sampler_initial(
-    double* x, float const* noise, double const* times, int64_t count, void* stream);
+    double* x, float const* noise, void const* schedule, int64_t count, void* stream);
 // input = x, rounded to bf16 values where `bf16` is 1
 int32_t turbo_trt_sampler_input(float* input, double const* x, int32_t bf16, int64_t count, void* stream);
-// x = (1 - t_next) * (x - t * v) + f32(t_next) * noise
+// row = table[step], `count` words of four bytes
+int32_t turbo_trt_sampler_row(
+    uint32_t* row, uint32_t const* table, void const* schedule, int64_t count, void* stream);
+// x = (1 - t_next) * (x - t * v) + f32(t_next) * noise[step]
 int32_t turbo_trt_sampler_sde(
-    double* x, float const* v, float const* noise, double const* times, int64_t count, void* stream);
+    double* x, float const* v, float const* noise, void const* schedule, int64_t count, void* stream);
 // x = x - (t - t_next) * v
-int32_t turbo_trt_sampler_ode(double* x, float const* v, double const* times, int64_t count, void* stream);
+int32_t turbo_trt_sampler_ode(double* x, float const* v, void const* schedule, int64_t count, void* stream);
+// next = next + 1
+int32_t turbo_trt_sampler_advance(void* schedule, void* stream);
 // values = values rounded to bf16
 int32_t turbo_trt_round_bf16(float* values, int64_t count, void* stream);
 

@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 
 /// Changes with every change of the header.
-pub(crate) const ABI: i32 = 2;
+pub(crate) const ABI: i32 = 3;
 
 pub(crate) mod code {
     pub(crate) const OK: i32 = 0;
@@ -217,17 +217,20 @@ api! {
     fn graph_launch(graph: Raw, stream: Raw) -> i32;
     fn graph_destroy(graph: Raw) -> i32;
 
-    fn sampler_initial(x: Raw, noise: *const c_void, times: *const c_void, count: i64, stream: Raw) -> i32;
+    fn sampler_initial(x: Raw, noise: *const c_void, schedule: *const c_void, count: i64, stream: Raw)
+    -> i32;
     fn sampler_input(input: Raw, x: *const c_void, bf16: i32, count: i64, stream: Raw) -> i32;
+    fn sampler_row(row: Raw, table: *const c_void, schedule: *const c_void, count: i64, stream: Raw) -> i32;
     fn sampler_sde(
         x: Raw,
         v: *const c_void,
         noise: *const c_void,
-        times: *const c_void,
+        schedule: *const c_void,
         count: i64,
         stream: Raw,
     ) -> i32;
-    fn sampler_ode(x: Raw, v: *const c_void, times: *const c_void, count: i64, stream: Raw) -> i32;
+    fn sampler_ode(x: Raw, v: *const c_void, schedule: *const c_void, count: i64, stream: Raw) -> i32;
+    fn sampler_advance(schedule: Raw, stream: Raw) -> i32;
     fn round_bf16(values: Raw, count: i64, stream: Raw) -> i32;
 }
 

@@ -1,35 +1,36 @@
 //! The sampler's moves on the GPU, with the arithmetic of `turbo_sampler` bit for bit.
 
-use std::ffi::c_void;
-
-use crate::memory::same_length;
+use crate::memory::{same_length, unfit};
 use crate::stream::keep;
-use crate::{DeviceBuffer, Error, Shim, Stream};
+use crate::{DeviceBuffer, Error, Stream};
 
 /// The moves of the state `x`, which is f64 as on the CPU; noise, velocity and the network's input are f32.
 ///
-/// The times of a step lie on the device, so one captured graph serves all steps: [`Sampler::set_times`]
-/// before each launch.
+/// The times of all steps and the number of the next one lie on the device: one captured graph, which ends with
+/// [`Sampler::advance`], serves all steps, and the host has nothing to do between two launches.
 #[derive(Debug)]
 pub struct Sampler {
-    times: DeviceBuffer,
+    /// As `turbo_trt.h` has it.
+    schedule: DeviceBuffer,
+    steps: usize,
 }
 
 impl Sampler {
-    /// Room for the times.
+    /// At the first step of a schedule: when each step begins, and the end.
     ///
     /// # Errors
-    /// What CUDA says.
-    pub fn new(shim: Shim) -> Result<Sampler, Error> {
-        Ok(Sampler { times: DeviceBuffer::new(shim, 2 * size_of::<f64>())? })
-    }
-
-    /// The time of the next step and the one that it leads to. Waits for the step before.
-    ///
-    /// # Errors
-    /// A capture in progress, or what CUDA says.
-    pub fn set_times(&self, stream: &Stream, t: f64, next: f64) -> Result<(), Error> {
-        stream.upload(&self.times, &[t, next])
+    /// A schedule without steps, a capture in progress, or what CUDA says.
+    pub fn new(stream: &Stream, times: &[f64]) -> Result<Sampler, Error> {
+        let steps = times.len().saturating_sub(1);
+        if steps == 0 {
+            let found = format!("{} times", times.len());
+            return Err(unfit("schedule", found, "at least two".to_string()));
+        }
+        let words: Vec<u64> =
+            [0, steps as u64 - 1].into_iter().chain(times.iter().map(|time| time.to_bits())).collect();
+        let schedule = DeviceBuffer::new(stream.shim(), size_of_val(&words[..]))?;
+        stream.upload(&schedule, &words)?;
+        Ok(Sampler { schedule, steps })
     }
 
     /// `x = t noise`, the state before the first step.
@@ -39,9 +40,9 @@ impl Sampler {
     pub fn initial(&self, stream: &Stream, x: &DeviceBuffer, noise: &DeviceBuffer) -> Result<(), Error> {
         let count = state(x, &[("noise", noise)])?;
         let api = stream.shim().api;
-        // SAFETY: `count` elements of f64 in x and of f32 in noise, two of f64 in times, all aligned.
-        stream.enqueue(keep(&[x, noise, &self.times]), |queue| unsafe {
-            (api.sampler_initial)(x.raw(), noise.raw(), self.times(), count, queue)
+        // SAFETY: `count` elements of f64 in x and of f32 in noise, all aligned; a schedule.
+        stream.enqueue(keep(&[x, noise, &self.schedule]), |queue| unsafe {
+            (api.sampler_initial)(x.raw(), noise.raw(), self.schedule.raw(), count, queue)
         })
     }
 
@@ -64,7 +65,21 @@ impl Sampler {
         })
     }
 
-    /// The stochastic step, `x = (1 - next) (x - t v) + next noise`.
+    /// The step's row of a table that has one for each step, or more: values of four bytes.
+    ///
+    /// # Errors
+    /// A table with fewer rows, or what CUDA says.
+    pub fn row(&self, stream: &Stream, row: &DeviceBuffer, table: &DeviceBuffer) -> Result<(), Error> {
+        let count = row.elements("row", size_of::<u32>())?;
+        self.rows("table", table, count)?;
+        let api = stream.shim().api;
+        // SAFETY: `count` aligned words in row, and at least as often in table as the schedule has steps.
+        stream.enqueue(keep(&[row, table, &self.schedule]), |queue| unsafe {
+            (api.sampler_row)(row.raw(), table.raw(), self.schedule.raw(), count as i64, queue)
+        })
+    }
+
+    /// The stochastic step, `x = (1 - next) (x - t v) + next noise`, with the step's row of `noise [steps, ...]`.
     ///
     /// # Errors
     /// Lengths that differ, or what CUDA says.
@@ -75,11 +90,12 @@ impl Sampler {
         v: &DeviceBuffer,
         noise: &DeviceBuffer,
     ) -> Result<(), Error> {
-        let count = state(x, &[("velocity", v), ("noise", noise)])?;
+        let count = state(x, &[("velocity", v)])?;
+        self.rows("noise", noise, count as usize)?;
         let api = stream.shim().api;
-        // SAFETY: `count` elements of f64 in x and of f32 in v and noise, two of f64 in times, all aligned.
-        stream.enqueue(keep(&[x, v, noise, &self.times]), |queue| unsafe {
-            (api.sampler_sde)(x.raw(), v.raw(), noise.raw(), self.times(), count, queue)
+        // SAFETY: `count` elements of f64 in x, of f32 in v, and in noise for each step; all aligned; a schedule.
+        stream.enqueue(keep(&[x, v, noise, &self.schedule]), |queue| unsafe {
+            (api.sampler_sde)(x.raw(), v.raw(), noise.raw(), self.schedule.raw(), count, queue)
         })
     }
 
@@ -90,14 +106,32 @@ impl Sampler {
     pub fn ode_step(&self, stream: &Stream, x: &DeviceBuffer, v: &DeviceBuffer) -> Result<(), Error> {
         let count = state(x, &[("velocity", v)])?;
         let api = stream.shim().api;
-        // SAFETY: `count` elements of f64 in x and of f32 in v, two of f64 in times, all aligned.
-        stream.enqueue(keep(&[x, v, &self.times]), |queue| unsafe {
-            (api.sampler_ode)(x.raw(), v.raw(), self.times(), count, queue)
+        // SAFETY: `count` elements of f64 in x and of f32 in v, all aligned; a schedule.
+        stream.enqueue(keep(&[x, v, &self.schedule]), |queue| unsafe {
+            (api.sampler_ode)(x.raw(), v.raw(), self.schedule.raw(), count, queue)
         })
     }
 
-    fn times(&self) -> *const c_void {
-        self.times.raw()
+    /// Goes on to the next step; from the last one nothing goes on.
+    ///
+    /// # Errors
+    /// What CUDA says.
+    pub fn advance(&self, stream: &Stream) -> Result<(), Error> {
+        let api = stream.shim().api;
+        // SAFETY: a schedule.
+        stream.enqueue(keep(&[&self.schedule]), |queue| unsafe {
+            (api.sampler_advance)(self.schedule.raw(), queue)
+        })
+    }
+
+    /// An error unless there are `count` elements of four bytes for each step.
+    fn rows(&self, what: &str, table: &DeviceBuffer, count: usize) -> Result<(), Error> {
+        let found = table.elements(what, size_of::<u32>())?;
+        if count.checked_mul(self.steps).is_some_and(|needed| needed <= found) {
+            return Ok(());
+        }
+        let expected = format!("{count} for each of {} steps", self.steps);
+        Err(unfit(what, format!("{found} elements"), expected))
     }
 }
 

@@ -121,35 +121,40 @@ fn the_sampler_is_that_of_the_cpu_bit_for_bit() {
     let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     // The last needs more threads than one launch has.
     for count in [1, 255, 257, 4096 * 256 + 3] {
-        let (noise, v, fresh) = (values(count, 1), values(count, 2), values(count, 3));
-        let sampler = Sampler::new(shim).unwrap();
+        let times = [0.987_654_321, 0.7, 1.0 / 3.0, 0.0];
+        let (noise, v, fresh) = (values(count, 1), values(count, 2), values(3 * count, 3));
+        let sampler = Sampler::new(&stream, &times).unwrap();
         let [noise_gpu, v_gpu, fresh_gpu] = [&noise, &v, &fresh].map(|values| on_gpu(&stream, values));
-        let x_gpu = DeviceBuffer::new(shim, 8 * count).unwrap();
+        let [x_gpu, row] = [8, 4].map(|bytes| DeviceBuffer::new(shim, bytes * count).unwrap());
         let input = DeviceBuffer::new(shim, 4 * count).unwrap();
 
-        sampler.set_times(&stream, 0.987_654_321, 0.5).unwrap();
         sampler.initial(&stream, &x_gpu, &noise_gpu).unwrap();
-        let mut x = initial(&noise, 0.987_654_321);
+        let mut x = initial(&noise, times[0]);
         assert_eq!(bits(&on_host(&stream, &x_gpu)), bits(&x));
 
         let mut step = stream
             .capture(|stream| -> Result<(), Error> {
                 sampler.input(stream, &input, &x_gpu, true)?;
-                sampler.sde_step(stream, &x_gpu, &v_gpu, &fresh_gpu)
+                sampler.row(stream, &row, &fresh_gpu)?;
+                sampler.sde_step(stream, &x_gpu, &v_gpu, &fresh_gpu)?;
+                sampler.advance(stream)
             })
             .unwrap();
         // Captured, not run.
         assert_eq!(bits(&on_host(&stream, &x_gpu)), bits(&x));
-        for (t, next) in [(0.987_654_321, 0.7), (0.7, 1.0 / 3.0), (1.0 / 3.0, 0.0)] {
-            sampler.set_times(&stream, t, next).unwrap();
+        for (i, fresh) in fresh.chunks(count).enumerate() {
             step.launch(&stream).unwrap();
             let rounded: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x as f32).to_f32()).collect();
             assert_eq!(on_host::<f32>(&stream, &input), rounded);
-            sde_step(&mut x, &v, t, next, &fresh).unwrap();
+            assert_eq!(on_host::<f32>(&stream, &row), fresh);
+            sde_step(&mut x, &v, times[i], times[i + 1], fresh).unwrap();
             assert_eq!(bits(&on_host(&stream, &x_gpu)), bits(&x));
         }
+        // Past the end it stays with the last step, and reads nothing that is not there.
+        sampler.row(&stream, &row, &fresh_gpu).unwrap();
+        assert_eq!(on_host::<f32>(&stream, &row), fresh[2 * count..]);
 
-        sampler.set_times(&stream, 0.7, 0.1).unwrap();
+        let sampler = Sampler::new(&stream, &[0.7, 0.1]).unwrap();
         sampler.ode_step(&stream, &x_gpu, &v_gpu).unwrap();
         ode_step(&mut x, &v, 0.7, 0.1).unwrap();
         assert_eq!(bits(&on_host(&stream, &x_gpu)), bits(&x));
@@ -164,7 +169,7 @@ fn the_sampler_is_that_of_the_cpu_bit_for_bit() {
 #[test]
 fn lengths_are_checked_before_anything_runs() {
     let Some((shim, stream)) = gpu() else { return };
-    let sampler = Sampler::new(shim).unwrap();
+    let sampler = Sampler::new(&stream, &[0.7, 0.3, 0.1]).unwrap();
     let buffer = |len| DeviceBuffer::new(shim, len).unwrap();
     for (x, v) in
         [(buffer(16), buffer(4)), (buffer(12), buffer(8)), (buffer(20).slice(4..20).unwrap(), buffer(8))]
@@ -173,6 +178,10 @@ fn lengths_are_checked_before_anything_runs() {
         assert!(matches!(error, Error::Buffer { .. }), "{error}");
     }
     assert!(stream.upload(&buffer(4), &[1.0f64]).is_err());
+    // Noise for one of two steps.
+    assert!(sampler.sde_step(&stream, &buffer(16), &buffer(8), &buffer(8)).is_err());
+    assert!(sampler.row(&stream, &buffer(8), &buffer(12)).is_err());
+    assert!(Sampler::new(&stream, &[0.7]).is_err());
 }
 
 #[test]

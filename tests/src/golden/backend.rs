@@ -99,12 +99,20 @@ impl Outputs {
         self.0.remove(name)
     }
 
+    /// One of them.
+    ///
+    /// # Errors
+    /// None of that name.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        self.0.get(name).with_context(|| format!("no output {name}"))
+    }
+
     /// Elements of one, of any type, as f32.
     ///
     /// # Errors
     /// None of that name.
     pub fn get(&self, name: &str) -> Result<Vec<f32>> {
-        Ok(elements(self.0.get(name).with_context(|| format!("no output {name}"))?))
+        Ok(elements(self.tensor(name)?))
     }
 }
 

@@ -20,31 +20,33 @@ pub(super) fn t2v(backend: &dyn Backend, family: &mut Family) -> Result<()> {
     let bound = backend.bound(F32, BF16);
     family.attempt("A", |family| {
         let (x, t) = (v.f32("A.x")?, v.values("A.timestep")?);
-        let text = forward.text(&v.f32("A.context")?, &[])?;
-        let out = forward.denoiser(&x, &[])?.run(&x, None, &text, &t)?;
+        let given = forward.given(&v.f32("A.context")?, &t, &[])?;
+        let out = forward.denoiser(&x, &[])?.run(&x, None, &given, 0)?;
         family.rel("A.velocity", &out.get("velocity")?, &v.values("A.velocity")?, bound);
         // A graph whose inner values are outputs is another one to a compiler of graphs.
         family.attempt("A, inner values", |family| {
             let pairs = [
-                // In f32 on every backend.
-                ("time_embedding", "A.e", F32),
-                ("time_projection", "A.e0", F32),
-                ("patch_embedding", "A.patch_embed", bound),
-                ("blocks.0.self_attn.q_rope", "A.block0.q_rope", bound),
-                ("blocks.0.self_attn.k_rope", "A.block0.k_rope", bound),
-                ("blocks.0.self_attn.v", "A.block0.v", bound),
-                ("blocks.0.self_attn.attn", "A.block0.attn", bound),
-                ("blocks.0", "A.block0.out", bound),
-                ("blocks.1", "A.block1.out", bound),
+                ("patch_embedding", "A.patch_embed"),
+                ("blocks.0.self_attn.q_rope", "A.block0.q_rope"),
+                ("blocks.0.self_attn.k_rope", "A.block0.k_rope"),
+                ("blocks.0.self_attn.v", "A.block0.v"),
+                ("blocks.0.self_attn.attn", "A.block0.attn"),
+                ("blocks.0", "A.block0.out"),
+                ("blocks.1", "A.block1.out"),
             ];
-            let out = forward.denoiser(&x, &pairs.map(|(tap, ..)| tap))?.run(&x, None, &text, &t)?;
-            for (tap, name, bound) in pairs {
+            let out = forward.denoiser(&x, &pairs.map(|(tap, _)| tap))?.run(&x, None, &given, 0)?;
+            for (tap, name) in pairs {
                 family.rel(name, &out.get(tap)?, &v.values(name)?, bound);
             }
             Ok(())
         });
-        let tap = "text_embedding";
-        let mut rows = forward.text(&v.f32("A.context")?, &[tap])?.get(tap)?;
+        let taps = ["text_embedding", "time_embedding", "time_projection"];
+        let out = forward.given(&v.f32("A.context")?, &t, &taps)?;
+        // In f32 on every backend.
+        for (tap, name) in [(taps[1], "A.e"), (taps[2], "A.e0")] {
+            family.rel(name, &out.get(tap)?, &v.values(name)?, F32);
+        }
+        let mut rows = out.get(taps[0])?;
         let head = v.values("A.context_emb_head")?;
         rows.truncate(head.len());
         family.rel("A.context_emb", &rows, &head, bound);
@@ -52,10 +54,11 @@ pub(super) fn t2v(backend: &dyn Backend, family: &mut Family) -> Result<()> {
     });
     family.attempt("B", |family| {
         let x = v.f32("B.x")?;
-        let text = forward.text(&v.f32("B.context")?, &[])?;
+        let times = v.values("B.timesteps")?;
+        let given = forward.given(&v.f32("B.context")?, &times, &[])?;
         let mut denoiser = forward.denoiser(&x, &["head.head"])?;
-        for (i, t) in v.values("B.timesteps")?.iter().enumerate() {
-            let out = denoiser.run(&x, None, &text, &[*t])?;
+        for i in 0..times.len() {
+            let out = denoiser.run(&x, None, &given, i)?;
             let name = format!("B.velocity_t{i}");
             family.rel(&name, &out.get("velocity")?, &v.values(&name)?, bound);
             let head = format!("B.head_out_t{i}");
@@ -67,10 +70,11 @@ pub(super) fn t2v(backend: &dyn Backend, family: &mut Family) -> Result<()> {
     });
     family.attempt("C", |family| {
         let x = v.f32("C.x")?;
-        let text = forward.text(&v.f32("C.context")?, &[])?;
-        let mut denoiser = forward.denoiser(&x, &["time_embedding"])?;
-        let out = denoiser.run(&x, None, &text, &v.values("C.timestep")?)?;
-        family.rel("C.e", &out.get("time_embedding")?, &v.values("C.e")?, F32);
+        let (text, t) = (v.f32("C.context")?, v.values("C.timestep")?);
+        let tap = "time_embedding";
+        family.rel("C.e", &forward.given(&text, &t, &[tap])?.get(tap)?, &v.values("C.e")?, F32);
+        let given = forward.given(&text, &t, &[])?;
+        let out = forward.denoiser(&x, &[])?.run(&x, None, &given, 0)?;
         family.rel("C.velocity", &out.get("velocity")?, &v.values("C.velocity")?, bound);
         Ok(())
     });
@@ -84,9 +88,10 @@ pub(super) fn names(backend: &dyn Backend, family: &mut Family) -> Result<()> {
         family.attempt(naming, |family| {
             let dit = Compiled::find(&format!("dit_names_ckpt_{naming}.safetensors"))?;
             let forward = Forward::new(backend, &dit, dense())?;
-            let (x, text) = (v.f32("x")?, forward.text(&v.f32("context")?, &[])?);
+            let x = v.f32("x")?;
+            let given = forward.given(&v.f32("context")?, &v.values("timestep")?, &[])?;
             let mut denoiser = forward.denoiser(&x, &["blocks.0", "patch_embedding"])?;
-            let out = denoiser.run(&x, None, &text, &v.values("timestep")?)?;
+            let out = denoiser.run(&x, None, &given, 0)?;
             let pairs = [
                 ("patch_embedding", "patch_embed", "patch_embed"),
                 ("blocks.0", "block0.out", "block0"),
@@ -107,10 +112,10 @@ pub(super) fn i2v(backend: &dyn Backend, family: &mut Family) -> Result<()> {
         family.attempt(expert, |family| {
             let dit = Compiled::find(&format!("dit_i2v_{expert}_ckpt.safetensors"))?;
             let forward = Forward::new(backend, &dit, dense())?;
-            let (x, text) = (v.f32("x")?, forward.text(&v.f32("context")?, &[])?);
+            let (x, t) = (v.f32("x")?, v.values(&format!("{expert}.timestep"))?);
+            let given = forward.given(&v.f32("context")?, &t, &[])?;
             let taps = ["blocks.0.self_attn.q_rope", "blocks.0"];
-            let t = v.values(&format!("{expert}.timestep"))?;
-            let out = forward.denoiser(&x, &taps)?.run(&x, Some(&v.f32("y")?), &text, &t)?;
+            let out = forward.denoiser(&x, &taps)?.run(&x, Some(&v.f32("y")?), &given, 0)?;
             for (output, name) in
                 [(taps[0], "block0.q_rope"), (taps[1], "block0.out"), ("velocity", "velocity")]
             {
@@ -132,8 +137,8 @@ pub(super) fn sla(backend: &dyn Backend, family: &mut Family) -> Result<()> {
     }
     let dit = Compiled::open(folder.path(), Linear::Bf16)?;
     let (x, t) = (common.f32("x")?, common.values("timestep")?);
-    // The text side knows no attention recipe.
-    let text = Forward::new(backend, &dit, dense())?.text(&common.f32("context")?, &[])?;
+    // What comes before the steps knows no attention recipe.
+    let given = Forward::new(backend, &dit, dense())?.given(&common.f32("context")?, &t, &[])?;
     for (block_q, block_k) in [(128, 64), (64, 128)] {
         family.attempt(&format!("{block_q}x{block_k}"), |family| {
             let v = Vectors::find(&format!("dit_sla_{block_q}x{block_k}.safetensors"))?;
@@ -148,7 +153,7 @@ pub(super) fn sla(backend: &dyn Backend, family: &mut Family) -> Result<()> {
                 let case = format!("{block_q}x{block_k} topk{percent} velocity");
                 family.attempt(&case, |family| {
                     let forward = Forward::new(backend, &dit, recipe)?;
-                    let out = forward.denoiser(&x, &[])?.run(&x, None, &text, &t)?;
+                    let out = forward.denoiser(&x, &[])?.run(&x, None, &given, 0)?;
                     let expected = v.values(&format!("topk{percent}.velocity"))?;
                     family.rel(&case, &out.get("velocity")?, &expected, backend.bound(F32, BF16));
                     Ok(())
@@ -164,9 +169,10 @@ pub(super) fn w8a8(backend: &dyn Backend, family: &mut Family) -> Result<()> {
     let v = Vectors::find("dit_w8a8.safetensors")?;
     let dit = Compiled::open(&find("dit_w8a8_ckpt.safetensors")?, Linear::W8a8)?;
     let forward = Forward::new(backend, &dit, Recipe { linear: Linear::W8a8, ..dense() })?;
-    let (x, text) = (v.f32("x")?, forward.text(&v.f32("context")?, &[])?);
+    let x = v.f32("x")?;
+    let given = forward.given(&v.f32("context")?, &v.values("timestep")?, &[])?;
     let tap = "blocks.0.self_attn.q";
-    let out = forward.denoiser(&x, &[tap])?.run(&x, None, &text, &v.values("timestep")?)?;
+    let out = forward.denoiser(&x, &[tap])?.run(&x, None, &given, 0)?;
     let bound = backend.bound(1e-2, 3e-2);
     family.rel("block0.q_out", &out.get(tap)?, &v.values("block0.q_out")?, bound);
     let velocity = out.get("velocity")?;
@@ -203,13 +209,17 @@ fn mode(backend: &dyn Backend, family: &mut Family, v: &Vectors, mode: &str, top
     let dit = Compiled::open(&find(file)?, linear)?;
     let recipe = Recipe { attention, topk, tiling: Tiling { block_q, block_k }, linear, ..Recipe::default() };
     let forward = Forward::new(backend, &dit, recipe)?;
-    let (x, text) = (v.f32("x")?, forward.text(&v.f32("context")?, &[])?);
+    let x = v.f32("x")?;
     let mut denoiser = forward.denoiser(&x, &["blocks.0", "blocks.1"])?;
     let names = v.names();
     let start = format!("{mode}.t");
-    for t in names.iter().filter_map(|n| n.strip_prefix(&start)?.strip_suffix(".velocity")) {
-        let step = half::bf16::from_f32(t.parse().context("a time step")?).to_f32();
-        let out = denoiser.run(&x, None, &text, &[step])?;
+    let steps: Vec<&str> =
+        names.iter().filter_map(|n| n.strip_prefix(&start)?.strip_suffix(".velocity")).collect();
+    let bf16 = |t: &&str| Ok(half::bf16::from_f32(t.parse().context("a time step")?).to_f32());
+    let times: Vec<f32> = steps.iter().map(bf16).collect::<Result<_>>()?;
+    let given = forward.given(&v.f32("context")?, &times, &[])?;
+    for (step, t) in steps.into_iter().enumerate() {
+        let out = denoiser.run(&x, None, &given, step)?;
         for block in [0, 1] {
             let name = format!("{mode}.t{t}.block{block}");
             family.rel(&name, &out.get(&format!("blocks.{block}"))?, &v.values(&name)?, 2e-2);

@@ -1,12 +1,12 @@
 //! Whole trajectories of the sampler with our own network: the velocity of every step comes from the emitted graph.
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use turbo_pipeline::backend::Tensor;
-use turbo_sampler::{Expert, FileNoise, NoiseSource, initial, ode_step, schedule, sde_step};
+use turbo_sampler::{Expert, FileNoise, MAX_STEPS, NoiseSource, initial, ode_step, schedule, sde_step};
 
 use super::backend::{Backend, Outputs};
 use super::compiled::Compiled;
-use super::forward::{Denoiser, Forward, dense};
+use super::forward::{Context, Denoiser, Forward, dense};
 use crate::vectors::{Family, Vectors, find};
 
 pub(super) fn t2v(backend: &dyn Backend, family: &mut Family) -> Result<()> {
@@ -36,6 +36,8 @@ fn check(backend: &dyn Backend, family: &mut Family, name: &str, checkpoints: &[
     let latent = Tensor::f32(shape.clone(), vec![0.0; count]);
     let mut denoisers: Vec<Denoiser<'_>> =
         forwards.iter().map(|forward| forward.denoiser(&latent, &[])).collect::<Result<_>>()?;
+    let mut contexts: Vec<Context<'_>> =
+        forwards.iter().map(|forward| forward.context(1, MAX_STEPS, &[])).collect::<Result<_>>()?;
     for deployed in [false, true] {
         // A network that rounds is compared with the reference that rounded.
         if !deployed && !backend.is_exact() {
@@ -43,8 +45,6 @@ fn check(backend: &dyn Backend, family: &mut Family, name: &str, checkpoints: &[
         }
         let context = rounded(&v.f32("context")?, deployed);
         let condition = if v.has("y") { Some(rounded(&v.f32("y")?, deployed)) } else { None };
-        let texts: Vec<Outputs> =
-            forwards.iter().map(|forward| forward.text(&context, &[])).collect::<Result<_>>()?;
         let names = v.names();
         let trajectories = names.iter().filter_map(|n| n.strip_suffix(".t_steps"));
         for trajectory in trajectories.filter(|t| t.starts_with("bf16io_") == deployed) {
@@ -53,14 +53,16 @@ fn check(backend: &dyn Backend, family: &mut Family, name: &str, checkpoints: &[
             let (sigma, steps) = part('s').zip(part('n')).with_context(|| trajectory.to_string())?;
             let steps = steps as usize;
             let plan = schedule(steps, f64::from(sigma))?;
+            let timesteps = if deployed { &plan.deployed_timesteps } else { &plan.timesteps };
+            let given: Vec<Outputs> =
+                contexts.iter_mut().map(|network| network.run(&context, timesteps)).collect::<Result<_>>()?;
             let mut noise = FileNoise::open(&noise)?;
             let mut x = initial(&noise.draw(count)?, plan.times[0]);
             for i in 0..steps {
-                let timestep = if deployed { plan.deployed_timesteps[i] } else { plan.timesteps[i] };
                 let input = Tensor::f32(shape.clone(), x.iter().map(|&x| x as f32).collect());
                 let network = usize::from(plan.expert(i, boundary) == Expert::Low);
                 let input = rounded(&input, deployed);
-                let out = denoisers[network].run(&input, condition.as_ref(), &texts[network], &[timestep])?;
+                let out = denoisers[network].run(&input, condition.as_ref(), &given[network], i)?;
                 let velocity = out.get("velocity")?;
                 let (t, t_next) = (plan.times[i], plan.times[i + 1]);
                 if trajectory.contains("ode") {

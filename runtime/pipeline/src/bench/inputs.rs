@@ -30,7 +30,7 @@ impl Inputs {
     }
 
     /// An input by its name, type and shape: standard normal values, except that `mask` lets every token through and
-    /// `time` is the embedding of a time step. Integers run from 1 to 99. Floats of all types come as `f32`.
+    /// `times` are embeddings of a time step. Integers run from 1 to 99. Floats of all types come as `f32`.
     ///
     /// # Errors
     /// A tensor that does not fit into memory.
@@ -49,7 +49,9 @@ impl Inputs {
                 let values = match input.name.as_str() {
                     "mask" => repeat(&[1.0], count),
                     // No embedding is wider than the pattern.
-                    "time" => repeat(&turbo_sampler::time_embedding(self.timestep, last.min(PATTERN)), count),
+                    "times" => {
+                        repeat(&turbo_sampler::time_embedding(self.timestep, last.min(PATTERN)), count)
+                    }
                     _ => repeat(&self.normal, count),
                 };
                 values.map(|values| Tensor::f32(shape, values))
@@ -108,8 +110,8 @@ mod tests {
         let mask = values("mask", DType::F32, &[1, 512]).unwrap();
         assert_eq!(mask.as_f32(), [1.0; 512]);
         // The third of four steps of the usual schedule.
-        let time = values("time", DType::F32, &[1, 256]).unwrap();
-        assert_eq!(time.as_f32(), turbo_sampler::time_embedding(852.0, 256));
+        let time = values("times", DType::F32, &[2, 256]).unwrap();
+        assert_eq!(time.as_f32(), turbo_sampler::time_embedding(852.0, 256).repeat(2));
         let ids = values("ids", DType::I64, &[1, 512]).unwrap();
         assert!(ids.as_i64().iter().all(|id| (1..=99).contains(id)) && ids.as_i64().len() == 512);
         assert_eq!(values("n", DType::I32, &[3]).unwrap().as_i32(), [1, 2, 3]);
@@ -121,7 +123,7 @@ mod tests {
 
     #[test]
     fn what_no_memory_holds_is_an_error() {
-        for (name, shape) in [("x", &[u64::MAX][..]), ("time", &[1 << 40, 1 << 40]), ("mask", &[1 << 62])] {
+        for (name, shape) in [("x", &[u64::MAX][..]), ("times", &[1 << 40, 1 << 40]), ("mask", &[1 << 62])] {
             let error = values(name, DType::F32, shape).unwrap_err();
             assert!(matches!(error, RunError::Machine { .. }), "{error}");
             assert!(error.to_string().contains(name), "{error}");

@@ -1,7 +1,7 @@
 //! The stages of one video on the GPU.
 //!
-//! Latent, noise, time steps and the sampler's arithmetic stay on the GPU for all steps of an expert. What a step
-//! enqueues is captured once and launched as one CUDA graph; the step's times come from a small buffer.
+//! Latent, noise, times, modulation and the sampler's arithmetic stay on the GPU for all steps. What a step of an expert
+//! enqueues is captured once and launched as one CUDA graph, which knows by itself which step it is.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use turbo_trt::{DeviceBuffer, Graph, Stream};
 use super::stage::{Buffers, Stage};
 use super::{Device, Memory};
 use crate::backend::Tensor;
-use crate::executor::{Denoise, Executor, latent_frame};
+use crate::executor::{Denoise, Executor, MODULATION, latent_frame};
 use crate::run::Run;
 use crate::{Precision, RunError};
 
 /// How often a step in progress is asked whether it is done.
-const POLL: Duration = Duration::from_millis(1);
+const POLL: Duration = Duration::from_micros(50);
 
 /// Runs plans in TensorRT.
 pub(crate) struct TensorRt<'a> {
@@ -27,19 +27,47 @@ pub(crate) struct TensorRt<'a> {
     stream: Stream,
 }
 
-/// What the steps of one expert work on.
+/// The steps of one expert.
 struct Steps {
-    /// They run one after the other; the graph works on their memory.
-    parts: Vec<Stage>,
     graph: Graph,
+    /// Its plans, on whose memory the graph works.
+    _parts: Vec<Stage>,
 }
 
 /// The state of the sampler on the GPU.
 struct Latent {
     /// f64, as on the CPU.
     x: DeviceBuffer,
+    /// Of all steps; nothing where the sampler takes none.
     noise: DeviceBuffer,
     sampler: turbo_trt::Sampler,
+}
+
+impl Latent {
+    /// Room for `elements` values, and for noise of each of `noises` steps.
+    fn new(stream: &Stream, times: &[f64], elements: usize, noises: usize) -> Result<Latent, RunError> {
+        let shim = stream.shim();
+        Ok(Latent {
+            x: DeviceBuffer::new(shim, elements * size_of::<f64>())?,
+            noise: DeviceBuffer::new(shim, noises * elements * size_of::<f32>())?,
+            sampler: turbo_trt::Sampler::new(stream, times)?,
+        })
+    }
+
+    /// The state before the first step, from the first of the noises; the others are the steps'.
+    fn start(&self, stream: &Stream, noises: &[Vec<f32>]) -> Result<(), RunError> {
+        let Some((first, rest)) = noises.split_first() else {
+            return Err(RunError::Inconsistent("there is no noise to start from".to_string()));
+        };
+        let bytes = size_of_val(&first[..]);
+        let fresh = DeviceBuffer::new(stream.shim(), bytes)?;
+        stream.upload(&fresh, first)?;
+        self.sampler.initial(stream, &self.x, &fresh)?;
+        for (i, noise) in rest.iter().enumerate() {
+            stream.upload(&self.noise.slice(i * bytes..(i + 1) * bytes)?, noise)?;
+        }
+        Ok(stream.synchronize()?)
+    }
 }
 
 impl<'a> TensorRt<'a> {
@@ -80,11 +108,12 @@ impl<'a> TensorRt<'a> {
         run.check()
     }
 
-    /// The text's keys and values of every block, on the GPU.
-    fn context(&mut self, run: &mut Run<'_>, name: &str, text: &Tensor) -> Result<Buffers, RunError> {
+    /// What does not change from step to step: the text's keys and values of every block, the modulation of all steps.
+    fn context(&mut self, run: &mut Run<'_>, name: &str, work: &Denoise<'_>) -> Result<Buffers, RunError> {
         let mut stage = self.load(run, name)?;
-        run.events.begin("text context", None);
-        stage.upload("text_emb", text.as_f32(), &self.stream)?;
+        run.events.begin("context", None);
+        stage.upload("text_emb", work.text.as_f32(), &self.stream)?;
+        stage.upload("times", work.times(&stage.shape("times"))?.as_f32(), &self.stream)?;
         stage.enqueue(&self.stream)?;
         self.wait(run)?;
         run.lap(name);
@@ -100,14 +129,21 @@ impl<'a> TensorRt<'a> {
         latent: &Latent,
     ) -> Result<Steps, RunError> {
         let expert = run.manifest().expert(expert == Expert::Low);
-        let context = match &expert.context {
-            Some(name) => self.context(run, name, work.text)?,
+        let mut given = match &expert.context {
+            Some(name) => self.context(run, name, work)?,
             None => Buffers::new(),
         };
-        let mut parts = Vec::new();
+        let missing =
+            || RunError::Inconsistent(format!("an expert has no context that gives a `{MODULATION}`"));
+        let modulation = given.remove(MODULATION).ok_or_else(missing)?;
+        let mut parts: Vec<Stage> = Vec::new();
         for name in &expert.steps {
             let mut part = self.load(run, name)?;
-            for (name, buffer) in &context {
+            // The row of the step, which all parts read.
+            if parts.is_empty() {
+                given.insert(MODULATION.to_string(), part.buffer(MODULATION)?.clone());
+            }
+            for (name, buffer) in &given {
                 if part.takes(name) {
                     part.give(name, buffer.clone())?;
                 }
@@ -119,6 +155,7 @@ impl<'a> TensorRt<'a> {
             return Err(RunError::Inconsistent("an expert has no stages".to_string()));
         };
         let (entry, velocity) = (first.buffer("x")?.clone(), last.buffer("velocity")?.clone());
+        let row = first.buffer(MODULATION)?.clone();
         if let Some(condition) = work.condition {
             first.upload("condition", condition.as_f32(), &self.stream)?;
         }
@@ -130,6 +167,7 @@ impl<'a> TensorRt<'a> {
         let graph = self.stream.capture(|stream| {
             let Latent { x, noise, sampler } = latent;
             sampler.input(stream, &entry, x, work.precision == Precision::Bf16)?;
+            sampler.row(stream, &row, &modulation)?;
             for part in &mut parts {
                 part.enqueue(stream)?;
             }
@@ -137,10 +175,10 @@ impl<'a> TensorRt<'a> {
                 Sampler::Sde => sampler.sde_step(stream, x, &velocity, noise)?,
                 Sampler::Ode => sampler.ode_step(stream, x, &velocity)?,
             }
-            Ok::<(), RunError>(())
+            Ok::<(), RunError>(sampler.advance(stream)?)
         })?;
         run.lap("capture a step");
-        Ok(Steps { parts, graph })
+        Ok(Steps { graph, _parts: parts })
     }
 }
 
@@ -193,23 +231,25 @@ impl Executor for TensorRt<'_> {
         work: &Denoise<'_>,
         noise: &mut dyn NoiseSource,
     ) -> Result<Vec<f32>, RunError> {
-        let schedule = work.schedule;
-        let shim = self.device.shim();
+        let (schedule, steps) = (work.schedule, work.schedule.steps());
+        let boundary = run.manifest().sampling.boundary;
         let elements: usize = run.video().latent.iter().map(|&d| d as usize).product();
-        let latent = Latent {
-            x: DeviceBuffer::new(shim, elements * size_of::<f64>())?,
-            noise: DeviceBuffer::new(shim, elements * size_of::<f32>())?,
-            sampler: turbo_trt::Sampler::new(shim)?,
-        };
-        let Latent { x, noise: fresh, sampler } = &latent;
-        let (times, steps) = (&schedule.times, schedule.steps());
-        sampler.set_times(&self.stream, times[0], 0.0)?;
-        self.stream.upload(fresh, &noise.draw(elements)?)?;
-        sampler.initial(&self.stream, x, fresh)?;
-        let mut current: Option<(Expert, Steps)> = None;
+        let fresh = if work.sampler == Sampler::Sde { steps } else { 0 };
+        let latent = Latent::new(&self.stream, &schedule.times, elements, fresh)?;
+        let first = schedule.expert(0, boundary);
+        // All noise is drawn before the first step, by another thread while this one loads.
+        let (noises, loaded) = std::thread::scope(|scope| {
+            let draw =
+                scope.spawn(|| (0..=fresh).map(|_| noise.draw(elements)).collect::<Result<Vec<_>, _>>());
+            let loaded = self.steps(run, first, work, &latent);
+            (draw.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
+        });
+        let mut current = Some((first, loaded?));
+        latent.start(&self.stream, &noises?)?;
+        run.lap("noise");
         for step in 0..steps {
             run.check()?;
-            let expert = schedule.expert(step, run.manifest().sampling.boundary);
+            let expert = schedule.expert(step, boundary);
             let mut now = match current.take() {
                 Some((loaded, now)) if loaded == expert => now,
                 other => {
@@ -219,16 +259,6 @@ impl Executor for TensorRt<'_> {
                 }
             };
             run.progress("denoising", step, steps);
-            let timestep = match work.precision {
-                Precision::Bf16 => schedule.deployed_timesteps[step],
-                Precision::F32 => schedule.timesteps[step],
-            };
-            let freq_dim = now.parts[0].shape("time").last().copied().unwrap_or(0);
-            now.parts[0].upload("time", &turbo_sampler::time_embedding(timestep, freq_dim), &self.stream)?;
-            sampler.set_times(&self.stream, times[step], times[step + 1])?;
-            if work.sampler == Sampler::Sde {
-                self.stream.upload(fresh, &noise.draw(elements)?)?;
-            }
             now.graph.launch(&self.stream)?;
             self.wait(run)?;
             run.events.advance();
@@ -236,7 +266,7 @@ impl Executor for TensorRt<'_> {
             current = Some((expert, now));
         }
         let mut values = vec![0.0f64; elements];
-        self.stream.download(&mut values, x)?;
+        self.stream.download(&mut values, &latent.x)?;
         Ok(values.iter().map(|&v| v as f32).collect())
     }
 
