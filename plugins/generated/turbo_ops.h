@@ -14,6 +14,7 @@
 #include "sage_sla.h"
 #include "sla.h"
 #include "w8a8_linear.h"
+#include "w8a8_linear_qkv.h"
 #include "w8a8_linear_quantize.h"
 #include "w8a8_linear_residual.h"
 
@@ -30,5 +31,6 @@
     X(TurboSageSla) \
     X(TurboSla) \
     X(TurboW8A8Linear) \
+    X(TurboW8A8LinearQkv) \
     X(TurboW8A8LinearQuantize) \
     X(TurboW8A8LinearResidual)

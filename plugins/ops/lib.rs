@@ -23,6 +23,7 @@ pub mod schema;
 pub mod sla;
 pub mod tensor;
 pub mod w8a8_linear;
+pub mod w8a8_linear_qkv;
 pub mod w8a8_linear_quantize;
 pub mod w8a8_linear_residual;
 
@@ -46,6 +47,7 @@ pub const ALL: &[&Op] = &[
     &sage_sla::OP,
     &sla::OP,
     &w8a8_linear::OP,
+    &w8a8_linear_qkv::OP,
     &w8a8_linear_quantize::OP,
     &w8a8_linear_residual::OP,
 ];

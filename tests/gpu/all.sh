@@ -85,7 +85,7 @@ sanitizers() {
     for op in SageSla NormQuantize Attention BlockMap Norm NormRope Quantize SageAttention Sla; do
         sanitized "$last" racecheck "Turbo$op" &
     done
-    for op in Linear W8A8Linear W8A8LinearQuantize W8A8LinearResidual; do
+    for op in Linear W8A8Linear W8A8LinearQkv W8A8LinearQuantize W8A8LinearResidual; do
         sanitized 0 racecheck "Turbo$op" &
     done
     wait

@@ -52,10 +52,7 @@ impl Block<'_> {
         linears: &Linears<'_>,
         input: &super::linear::Input,
     ) -> super::linear::Input {
-        let [q, k, v] = ["q", "k", "v"].map(|leaf| {
-            let y = linears.apply(g, leaf, input, self.config.dim);
-            g.label(y, leaf)
-        });
+        let [q, k, v] = linears.qkv(g, input, self.config.dim);
         let q = attention::norm_rope(g, self.config, self.params, "norm_q", q, self.grid_rope);
         let q = g.label(q, "q_rope");
         let k = attention::norm_rope(g, self.config, self.params, "norm_k", k, self.grid_rope);

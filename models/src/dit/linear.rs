@@ -116,6 +116,26 @@ impl<'a> Linears<'a> {
         }
     }
 
+    /// The linears `q`, `k` and `v` of the current scope: `[m, k]` to `[m, n]` each.
+    pub(super) fn qkv(&self, g: &mut Graph, x: &Input, n: usize) -> [Value; 3] {
+        let leaves = ["q", "k", "v"];
+        let y = match *x {
+            Input::Plain(_) => leaves.map(|leaf| self.apply(g, leaf, x, n)),
+            Input::Quantized(format, q, s) => {
+                let k = g.dim(q, 1);
+                let weights = leaves.map(|leaf| {
+                    let path = g.path(leaf);
+                    self.quantized(g, format, &path, [n, k])
+                });
+                let inputs = [&[q, s], weights.as_flattened()].concat();
+                let attrs = attrs(format).choice("dtype", self.dtype());
+                let y = turbo_ops::emit(g, "TurboW8A8LinearQkv", attrs, &inputs);
+                [y[0], y[1], y[2]]
+            }
+        };
+        [0, 1, 2].map(|i| g.label(y[i], leaves[i]))
+    }
+
     /// `gelu(linear(x))` as input rows of the next linear.
     pub(super) fn gelu_input(&self, g: &mut Graph, leaf: &str, x: &Input, n: usize) -> Input {
         match *x {

@@ -196,6 +196,8 @@ fn benches(model: &Model) -> Vec<Bench> {
         let (form, axes, work) = linear(c, c);
         let form = format!("{form} {format}");
         add("TurboW8A8Linear", &form, none.choice("dtype", "bf16"), &axes, work);
+        let three = Work { eight: 3.0 * work.eight, ..Work::default() };
+        add("TurboW8A8LinearQkv", &form, plain.clone().choice("dtype", "bf16"), &axes, three);
         add("TurboW8A8LinearResidual", &form, plain.clone(), &axes, work);
         let (form, axes, work) = linear(ffn, c);
         let form = format!("{form} {format} gelu");

@@ -69,6 +69,9 @@ const TABLE: &[Row] = &[
         "tensor cores take probabilities and the linear branch's features in 16 bits; the output is rounded",
     ),
     row("TurboW8A8Linear", "y", ROUNDED, "sums are f32; the output is rounded"),
+    row("TurboW8A8LinearQkv", "yq", ROUNDED, "sums are f32; the output is rounded"),
+    row("TurboW8A8LinearQkv", "yk", ROUNDED, "sums are f32; the output is rounded"),
+    row("TurboW8A8LinearQkv", "yv", ROUNDED, "sums are f32; the output is rounded"),
     row(
         "TurboW8A8LinearQuantize",
         "yq",

@@ -94,7 +94,7 @@ __device__ __forceinline__ void multiply(
 
 template <class T>
 __global__ void __launch_bounds__(steps::kThreads, 1)
-    kernel(__grid_constant__ CUtensorMap const x, __grid_constant__ CUtensorMap const w, Operands<T> operands) {
+    kernel(__grid_constant__ CUtensorMap const x, __grid_constant__ steps::WeightMaps<1> const w, Operands<T> operands) {
 #if TURBO_HOPPER
     extern __shared__ uint8_t memory[];
     uint32_t const skip = -sharedAddress(memory) % hopper::kAlignment;
@@ -116,8 +116,9 @@ bool takes(Operands<T> const& x) {
 template <class T>
 Status launch(Operands<T> const& operands, int32_t multiprocessors, cudaStream_t stream) {
     uint64_t const bytes = sizeof(T) * static_cast<uint64_t>(operands.k);
+    void const* const w[] = {operands.w};
     return steps::launch(
-        kernel<T>, operands.x, operands.w, operands, bytes, kShared, multiprocessors, stream, operands);
+        kernel<T>, operands.x, w, operands, bytes, kShared, multiprocessors, stream, operands);
 }
 
 }  // namespace turbo::linear::wgmma

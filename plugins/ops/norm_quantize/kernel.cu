@@ -34,17 +34,17 @@ __global__ void __launch_bounds__(kBlockThreads) normQuantizeKernel(Arguments a)
     constexpr int32_t kLanes = wide ? kWide<T> : 1;
     // From the last block to the first: the rows that were read last may still be in the cache.
     uint32_t const index = gridDim.x - 1 - blockIdx.x;
-    Block<kLanes, wide> block;
+    Block<float, kLanes, wide> block;
     BlockPlace const place(index, a.rows, a.width);
     int32_t const column = static_cast<int32_t>(place.column) + block.column();
     T const* const x = static_cast<T const*>(a.x) + place.row * a.width + column;
-    block.forEach(place, [&](float (&v)[kLanes], int32_t row) {
-        load<wide>(v, x + static_cast<int64_t>(row) * a.width);
+    block.forEach(place, [&](Pack<float, kLanes>& v, int32_t row) {
+        load<wide>(v.at, x + static_cast<int64_t>(row) * a.width);
     });
 
     int32_t held = -1;
     float scale[kLanes], shift[kLanes];
-    block.forEach(place, [&](float (&v)[kLanes], int32_t row) {
+    block.forEach(place, [&](Pack<float, kLanes>& v, int32_t row) {
         int32_t const token = static_cast<int32_t>(place.row) + row;
         int32_t const group = token / a.rowsOfGroup;
         if (group != held) {
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kBlockThreads) normQuantizeKernel(Arguments a)
         }
         Moments const moments = a.moments[token];
 #pragma unroll
-        for (int32_t i = 0; i < kLanes; ++i) v[i] = normalize(v[i], moments, scale[i], shift[i]);
+        for (int32_t i = 0; i < kLanes; ++i) v.at[i] = normalize(v.at[i], moments, scale[i], shift[i]);
     });
     block.template quantize<kFormat>(place, a.width, a.q, a.s + index);
 }

@@ -5,12 +5,13 @@ namespace turbo {
 namespace {
 
 template <Format kFormat, class T, bool wide>
-__global__ void __launch_bounds__(kBlockThreads) quantizeKernel(T const* x, int8_t* q, float* s, int64_t m,
-                                                               int64_t k) {
-    Block<wide ? kWide<T> : 1, wide> block;
+__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 2 && wide ? 4 : 1)
+    quantizeKernel(T const* x, int8_t* q, float* s, int64_t m, int64_t k) {
+    constexpr int32_t kLanes = wide ? kWide<T> : 1;
+    Block<T, kLanes, wide> block;
     BlockPlace const place(blockIdx.x, m, k);
     T const* const from = x + place.row * k + place.column + block.column();
-    block.forEach(place, [&](auto& v, int32_t row) { load<wide>(v, from + row * k); });
+    block.forEach(place, [&](Pack<T, kLanes>& v, int32_t row) { load<wide>(v, from + row * k); });
     block.template quantize<kFormat>(place, k, q, s + blockIdx.x);
 }
 

@@ -110,7 +110,7 @@ pub fn gelu(attrs: &Attrs) -> bool {
 }
 
 /// Copies outputs to where they belong.
-struct Store;
+pub struct Store;
 
 impl Epilogue for Store {
     type Out<'o> = Vec<&'o mut [f32]>;
@@ -138,14 +138,19 @@ pub fn expand_linear(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Value {
     if gelu(attrs) { g.gelu_tanh(y) } else { y }
 }
 
-fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
+/// The same in the type that `dtype` says.
+pub fn expand_to(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Value {
     let y = expand_linear(g, attrs, inputs);
     let dtype = match attrs.get_choice(DTYPE_ATTR.name) {
         "bf16" => DType::Bf16,
         "f16" => DType::F16,
         _ => DType::F32,
     };
-    vec![g.cast(y, dtype)]
+    g.cast(y, dtype)
+}
+
+fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
+    vec![expand_to(g, attrs, inputs)]
 }
 
 /// Values of all inputs of a W8A8 op: any bytes that are numbers, scales that keep outputs near one.
@@ -157,7 +162,7 @@ pub fn sample_op(op: &Op, case: &Case) -> Vec<Tensor> {
     let mut tensors = crate::cases::sample_inputs(op, case);
     for (def, tensor) in op.inputs.iter().zip(&mut tensors) {
         match (def.name, &mut tensor.data) {
-            ("s" | "ws", Data::F64(values)) => {
+            ("s" | "ws" | "wqs" | "wks" | "wvs", Data::F64(values)) => {
                 let unit = if def.name == "s" { 1.0 / size } else { 1.0 / (size * k.sqrt()) };
                 values.iter_mut().for_each(|v| *v = f64::from(((0.5 + rng.uniform()) * unit) as f32));
             }

@@ -5,7 +5,7 @@ namespace turbo {
 namespace {
 
 template <class T>
-struct Residual {
+struct Residual : w8a8::OneLinear {
     T const* residual;  // [m, n]
     float const* gate;  // [g, n]
     T* y;               // [m, n]
@@ -55,7 +55,7 @@ Status launchAs(w8a8::Operands const& x, Call const& call, cudaStream_t stream) 
     auto* const y = static_cast<T*>(call.out[Op::kOutY].data);
     bool const wide = w8a8::aligned(residual, x.n) && w8a8::aligned(gate, x.n) && w8a8::aligned(y, x.n);
     auto const group = static_cast<int32_t>(x.m / call.in[Op::kInGate].dim[0]);
-    return w8a8::launchKernel<kFormat, sizeof(T) == 2>(x, Residual<T>{residual, gate, y, group, wide}, stream);
+    return w8a8::launchKernel<kFormat, sizeof(T) == 2>(x, Residual<T>{{}, residual, gate, y, group, wide}, stream);
 }
 
 }  // namespace

@@ -40,6 +40,17 @@ __device__ __forceinline__ void load(float (&to)[N], T const* from) {
     }
 }
 
+// The same as they lie.
+template <bool wide, int32_t N, class T>
+__device__ __forceinline__ void load(Pack<T, N>& to, T const* from) {
+    if constexpr (wide) {
+        to = *reinterpret_cast<Pack<T, N> const*>(from);
+    } else {
+#pragma unroll
+        for (int32_t i = 0; i < N; ++i) to.at[i] = from[i];
+    }
+}
+
 // To the nearest T.
 template <bool wide, int32_t N, class From, class T>
 __device__ __forceinline__ void store(T* to, From const (&from)[N]) {

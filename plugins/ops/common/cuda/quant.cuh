@@ -25,20 +25,20 @@ struct BlockPlace {
     }
 };
 
-// One block over the threads of a CTA: a thread holds `kLanes` columns of every `kStride`th row.
-template <int32_t kLanes, bool wide>
+// One block over the threads of a CTA: a thread holds `kLanes` columns of every `kStride`th row, as T.
+template <class T, int32_t kLanes, bool wide>
 struct Block {
     static constexpr int32_t kAcross = kBlock / kLanes;
     static constexpr int32_t kStride = kBlockThreads / kAcross;
 
-    float x[kBlock / kStride][kLanes];
+    Pack<T, kLanes> x[kBlock / kStride];
 
     // The thread's first column in the block.
     static __device__ __forceinline__ int32_t column() {
         return static_cast<int32_t>(threadIdx.x) % kAcross * kLanes;
     }
 
-    // Calls `visit(vector, row)` for what the thread holds of the inside.
+    // Calls `visit(pack, row)` for what the thread holds of the inside.
     template <class Visit>
     __device__ __forceinline__ void forEach(BlockPlace const& place, Visit visit) {
 #pragma unroll
@@ -53,19 +53,35 @@ struct Block {
     __device__ __forceinline__ void quantize(BlockPlace const& place, int64_t k, int8_t* q, float* s) {
         __shared__ uint32_t partial[kWarpsMax];
         float amax = kLeastAmax;
-        forEach(place, [&](float (&v)[kLanes], int32_t) {
+        forEach(place, [&](Pack<T, kLanes>& v, int32_t) {
 #pragma unroll
-            for (int32_t i = 0; i < kLanes; ++i) amax = fmaxf(amax, fabsf(v[i]));
+            for (int32_t i = 0; i < kLanes; ++i) amax = fmaxf(amax, fabsf(static_cast<float>(v.at[i])));
         });
         amax = blockMax(amax, partial);
+        keepPacked();
         float const factor = __fdiv_rn(kTop<kFormat>, amax);
         int8_t* const to = q + place.row * k + place.column + column();
-        forEach(place, [&](float (&v)[kLanes], int32_t row) {
+        forEach(place, [&](Pack<T, kLanes>& v, int32_t row) {
+            float floats[kLanes];
             int8_t values[kLanes];
-            toBytes<kFormat>(values, v, factor);
+#pragma unroll
+            for (int32_t i = 0; i < kLanes; ++i) floats[i] = static_cast<float>(v.at[i]);
+            toBytes<kFormat>(values, floats, factor);
             store<wide>(to + row * k, values);
         });
         if (threadIdx.x == 0) *s = __fdiv_rn(amax, kTop<kFormat>);
+    }
+
+private:
+    // Elements of 16 bits are converted anew for each use: as floats they would take twice the registers.
+    __device__ __forceinline__ void keepPacked() {
+        if constexpr (sizeof(T) == 2 && kLanes % 2 == 0) {
+#pragma unroll
+            for (Pack<T, kLanes>& pack : x) {
+#pragma unroll
+                for (int32_t i = 0; i < kLanes / 2; ++i) asm volatile("" : "+r"(reinterpret_cast<uint32_t*>(pack.at)[i]));
+            }
+        }
     }
 };
 

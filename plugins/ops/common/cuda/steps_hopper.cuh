@@ -39,11 +39,11 @@ struct Steps {
     uint64_t empty[kStages];
 };
 
-// Tiles of outputs of `x.m` by `x.n`.
-template <class Sizes>
-__host__ __device__ int32_t count(Sizes const& x) {
-    return ((x.m - 1) / kRows + 1) * (x.n / kColumns);
-}
+// How the copy engine reads the rows of w of each linear of a launch.
+template <int32_t kLinears>
+struct WeightMaps {
+    CUtensorMap map[kLinears];
+};
 
 #if TURBO_HOPPER
 
@@ -55,21 +55,21 @@ constexpr __device__ int32_t sumOf(int32_t g, int32_t lower, int32_t i) {
 }
 
 // The steps of all tiles of this CTA, by one thread.
-template <class Sizes>
-__device__ __forceinline__ void fetch(
-    CUtensorMap const& x, CUtensorMap const& w, Sizes const& sizes, int32_t tiles, int32_t steps, Steps& shared) {
+template <int32_t kLinears, class Sizes>
+__device__ __forceinline__ void fetch(CUtensorMap const& x, WeightMaps<kLinears> const& w, Sizes const& sizes,
+                                      int32_t tiles, int32_t steps, Steps& shared) {
     hopper::prefetchMap(x);
-    hopper::prefetchMap(w);
+    for (CUtensorMap const& map : w.map) hopper::prefetchMap(map);
     hopper::Ring<kStages> ring;
     for (int32_t tile = static_cast<int32_t>(blockIdx.x); tile < tiles; tile += static_cast<int32_t>(gridDim.x)) {
-        tile::Place const at = tile::place<kRows>(sizes, tile);
+        tile::Place const at = tile::place<kRows, kLinears>(sizes, tile);
         for (int32_t step = 0; step < steps; ++step) {
             hopper::wait(sharedAddress(&shared.empty[ring.stage]), ring.parity ^ 1);
             uint32_t const full = sharedAddress(&shared.full[ring.stage]);
             uint32_t const to = sharedAddress(shared.data[ring.stage]);
             hopper::expectBytes(full, kStage);
             hopper::copyBox(to, x, full, step * kStepBytes, at.row);
-            hopper::copyBox(to + kBytesX, w, full, step * kStepBytes, 0, 0, 0, at.column / 32);
+            hopper::copyBox(to + kBytesX, w.map[at.linear], full, step * kStepBytes, 0, 0, 0, at.column / 32);
             ring.advance();
         }
     }
@@ -77,9 +77,9 @@ __device__ __forceinline__ void fetch(
 
 // What a CTA does: one thread fetches, and two warpgroups call `multiply(tiles, warpgroup)`. Each of their warps
 // arrives at `empty` when it is done with a step.
-template <class Sizes, class Multiply>
-__device__ __forceinline__ void run(CUtensorMap const& x, CUtensorMap const& w, Sizes const& sizes, int32_t steps,
-                                    Steps& shared, Multiply multiply) {
+template <int32_t kLinears, class Sizes, class Multiply>
+__device__ __forceinline__ void run(CUtensorMap const& x, WeightMaps<kLinears> const& w, Sizes const& sizes,
+                                    int32_t steps, Steps& shared, Multiply multiply) {
     constexpr int32_t kFetching = 40, kMultiplying = 232;  // registers of a thread
     static_assert((kFetching + kMultipliers * kMultiplying) * hopper::kWarpgroup <= 65536);
     if (threadIdx.x == 0) {
@@ -91,7 +91,7 @@ __device__ __forceinline__ void run(CUtensorMap const& x, CUtensorMap const& w, 
     }
     __syncthreads();
 
-    int32_t const tiles = count(sizes);
+    int32_t const tiles = tile::count<kRows, kLinears>(sizes);
     // The same in all lanes, which the compiler cannot know.
     int32_t const warpgroup = __shfl_sync(0xffffffff, static_cast<int32_t>(threadIdx.x) / hopper::kWarpgroup, 0);
     if (warpgroup == kMultipliers) {
@@ -105,30 +105,32 @@ __device__ __forceinline__ void run(CUtensorMap const& x, CUtensorMap const& w, 
 
 #endif  // TURBO_HOPPER
 
-// Enqueues a kernel for rows of x `[m]` and of w `[n]` of `bytes` each, with `shared` bytes that begin anywhere; it
-// gets both tensor maps, then `arguments`.
-template <class Sizes, class... P, class... A>
-Status launch(void (*kernel)(CUtensorMap, CUtensorMap, P...), void const* x, void const* w, Sizes const& sizes,
-              uint64_t bytes, int32_t shared, int32_t multiprocessors, cudaStream_t stream, A const&... arguments) {
+// Enqueues a kernel for rows of x `[m]` and of each w `[n]` of `bytes` each, with `shared` bytes that begin anywhere; it
+// gets the tensor maps, then `arguments`.
+template <int32_t kLinears, class Sizes, class... P, class... A>
+Status launch(void (*kernel)(CUtensorMap, WeightMaps<kLinears>, P...), void const* x,
+              void const* const (&w)[kLinears], Sizes const& sizes, uint64_t bytes, int32_t shared,
+              int32_t multiprocessors, cudaStream_t stream, A const&... arguments) {
     auto const m = static_cast<uint64_t>(sizes.m), n = static_cast<uint64_t>(sizes.n);
-    CUtensorMap mapX, mapW;
+    CUtensorMap mapX;
+    WeightMaps<kLinears> mapsW;
     cudaError_t error = hopper::makeMap<2>(mapX, x, {bytes, m}, {bytes}, {kStepBytes, kRows});
     // Axes of w: K, then c, t, j and g of the order above.
-    if (error == cudaSuccess) {
-        error = hopper::makeMap<5>(mapW, w, {bytes, 2, 4, 4, n / 32}, {bytes, 8 * bytes, 2 * bytes, 32 * bytes},
-                                   {kStepBytes, 2, 4, 4, kGroups});
+    for (int32_t i = 0; i < kLinears && error == cudaSuccess; ++i) {
+        error = hopper::makeMap<5>(mapsW.map[i], w[i], {bytes, 2, 4, 4, n / 32},
+                                   {bytes, 8 * bytes, 2 * bytes, 32 * bytes}, {kStepBytes, 2, 4, 4, kGroups});
     }
     if (error == cudaSuccess) {
         error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     }
     if (error != cudaSuccess) return {nullptr, error};
-    int32_t const tiles = count(sizes);
+    int32_t const tiles = tile::count<kRows, kLinears>(sizes);
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(tiles < multiprocessors ? tiles : multiprocessors);
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = static_cast<size_t>(shared);
     config.stream = stream;
-    return launched(cudaLaunchKernelEx(&config, kernel, mapX, mapW, P(arguments)...));
+    return launched(cudaLaunchKernelEx(&config, kernel, mapX, mapsW, P(arguments)...));
 }
 
 }  // namespace turbo::steps

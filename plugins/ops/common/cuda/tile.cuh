@@ -20,21 +20,30 @@ constexpr int32_t kRaster = 2048;  // rows that CTAs sweep together
 struct Place {
     int32_t row, column;    // first ones
     int32_t rows, columns;  // how many exist, up to the tile's
+    int32_t linear;         // which one's outputs they are, where a launch has several
 };
 
-// The tile number `id` of outputs of `x.m` by `x.n`, of kRows by kBlock. Those that run together take kRaster rows and
-// as many columns as there are CTAs for: a square of the outputs reads the fewest bytes, and L2 holds them.
-template <int32_t kRows, class Sizes>
+// Tiles of kRows by kBlock, where each of kLinears linears has outputs of `x.m` by `x.n`.
+template <int32_t kRows, int32_t kLinears, class Sizes>
+__host__ __device__ int32_t count(Sizes const& x) {
+    return ((x.m - 1) / kRows + 1) * ((x.n - 1) / kBlock + 1) * kLinears;
+}
+
+// The tile number `id` of them. Those that run together take kRaster rows and as many columns as there are CTAs for: a
+// square of the outputs reads the fewest bytes, and L2 holds them.
+template <int32_t kRows, int32_t kLinears = 1, class Sizes>
 __device__ __forceinline__ Place place(Sizes const& x, int32_t id) {
     constexpr int32_t kSwept = kRaster / kRows;
     int32_t const tilesM = (x.m - 1) / kRows + 1;
     int32_t const tilesN = (x.n - 1) / kBlock + 1;
-    int32_t const first = id / tilesN / kSwept * kSwept;
+    int32_t const across = tilesN * kLinears;
+    int32_t const first = id / across / kSwept * kSwept;
     int32_t const height = min(kSwept, tilesM - first);
-    int32_t const within = id - first * tilesN;
+    int32_t const within = id - first * across;
     int32_t const row = (first + within % height) * kRows;
-    int32_t const column = within / height * kBlock;
-    return {row, column, min(kRows, x.m - row), min(kBlock, x.n - column)};
+    int32_t const linear = kLinears == 1 ? 0 : within / height / tilesN;
+    int32_t const column = (within / height - linear * tilesN) * kBlock;
+    return {row, column, min(kRows, x.m - row), min(kBlock, x.n - column), linear};
 }
 
 // Reads `valid` values that nothing writes meanwhile; the others become zeros. With `wide` it reads all, which must
@@ -97,12 +106,12 @@ __device__ __forceinline__ void geluTanh(float (&x)[kCount]) {
     }
 }
 
-// Whether the kernels take outputs of these sizes.
-inline Status checkSizes(int64_t m, int64_t n) {
+// Whether the kernels take outputs of these sizes, of one linear or several.
+inline Status checkSizes(int64_t m, int64_t n, int64_t linears = 1) {
     // Rounded up to whole tiles, sizes must remain int32.
     constexpr int64_t kMost = INT32_MAX - 3 * kBlock;
     if (m < 0 || m > kMost || n < 0 || n > kMost) return {"axes `m` and `n` must be below 2^31 - 384"};
-    if (((m + kRaster) / kBlock + 1) * ((n + kBlock - 1) / kBlock) > INT32_MAX) {
+    if (((m + kRaster) / kBlock + 1) * ((n + kBlock - 1) / kBlock) * linears > INT32_MAX) {
         return {"`y` must have fewer than 2^31 blocks of 128 x 128"};
     }
     return {};

@@ -8,26 +8,31 @@
 
 namespace turbo::w8a8 {
 
+// The weights that come with input `first` and the two after it.
+inline Weights weights(Call const& call, int32_t first) {
+    return {static_cast<int8_t const*>(call.in[first].data),
+            static_cast<float const*>(call.in[first + 1].data),
+            static_cast<float const*>(call.in[first + 2].data)};
+}
+
 // The operands, the first five inputs of every W8A8 linear.
 inline Operands operands(Call const& call, bool gelu) {
-    auto const* const bias = static_cast<float const*>(call.in[4].data);
+    Weights const own = weights(call, 2);
     return {static_cast<int8_t const*>(call.in[0].data),
             static_cast<float const*>(call.in[1].data),
-            static_cast<int8_t const*>(call.in[2].data),
-            static_cast<float const*>(call.in[3].data),
-            bias,
+            own,
             static_cast<int32_t>(call.in[0].dim[0]),
             static_cast<int32_t>(call.in[2].dim[0]),
             static_cast<int32_t>(call.in[0].dim[1]),
             gelu,
-            aligned(bias, 4)};
+            aligned(own.bias, 4)};
 }
 
-// Whether the kernels take the operands' sizes.
-inline Status check(Call const& call) {
+// Whether the kernels take the operands' sizes, for one linear or several.
+inline Status check(Call const& call, int64_t linears = 1) {
     int64_t const k = call.in[0].dim[1];
     if (k < 1 || k > INT32_MAX - 3 * kBlock) return {"axis `k` must be at least 1 and below 2^31 - 384"};
-    return checkSizes(call.in[0].dim[0], call.in[2].dim[0]);
+    return checkSizes(call.in[0].dim[0], call.in[2].dim[0], linears);
 }
 
 // Computes the linear on the kernel that suits the device. Hopper's takes half precision and eight-bit outputs.

@@ -2,8 +2,9 @@
 //
 // A step is one block of K wide, and the 128 rows of a warpgroup are one block of the scales. Of these 64 rows at a
 // time are multiplied, whose INT32 sums go into f32 while the other warpgroup's products keep the tensor cores busy.
-// Left to themselves they would come to multiply together and convert together, so they take turns. E4M3 converts
-// nothing, and its warpgroups go each at its own pace: one is at its epilogue while the other multiplies.
+// Left to themselves they would come to multiply together and convert together, so they take turns; the first one is
+// kLag turns ahead, and the turns that are left to one alone are those in which the other is at its epilogue. E4M3
+// converts nothing, and its warpgroups go each at its own pace.
 #pragma once
 
 #include "steps_hopper.cuh"
@@ -20,6 +21,10 @@ struct Shared {
     float greatest[kMultipliers][hopper::kWarpgroup / 32];
 };
 constexpr int32_t kShared = sizeof(Shared) + hopper::kAlignment;
+#ifndef TURBO_LAG
+#define TURBO_LAG 0
+#endif
+constexpr int32_t kLag = TURBO_LAG;
 static_assert(kShared <= 227 * 1024);
 
 #if TURBO_HOPPER
@@ -107,12 +112,13 @@ __device__ __forceinline__ void multiply(
     hopper::Ring<steps::kStages> ring;
     Sums<kFormat> sums;
     for (int32_t tile = static_cast<int32_t>(blockIdx.x); tile < tiles; tile += static_cast<int32_t>(gridDim.x)) {
-        Place at = place<kRows>(x, tile);
+        Place at = place<kRows, Epilogue::kLinears>(x, tile);
+        auto const& own = epilogue.operands(x, at.linear);
         at.row += warpgroup * kBlock;
         at.rows = min(kBlock, at.rows - warpgroup * kBlock);
         // Rows past the end have no scales of their own, and no use for them.
         float const* const s = x.s + static_cast<int64_t>(min(at.row, x.m - 1) / kBlock) * steps;
-        float const* const ws = x.ws + static_cast<int64_t>(at.column / kBlock) * steps;
+        float const* const ws = own.weights.ws + static_cast<int64_t>(at.column / kBlock) * steps;
         epilogue.prefetch(at, x.n, static_cast<int32_t>(threadIdx.x) % hopper::kWarpgroup);
         Accumulators acc = {};
         float scale = s[0] * ws[0];
@@ -127,7 +133,9 @@ __device__ __forceinline__ void multiply(
             for (int32_t half = 0; half < kHalves; ++half) {
                 uint64_t const q = hopper::describe(from + (warpgroup * kBlock + half * kProductRows) * hopper::kRow);
                 hopper::settle(sums);
-                if (kTurns) hopper::awaitTurn(warpgroup);
+                int32_t const turn = kHalves * step + half;
+                bool const inTurn = kTurns && (warpgroup == 0 ? turn >= kLag : turn < kHalves * steps - kLag);
+                if (inTurn) hopper::awaitTurn(warpgroup);
                 hopper::beginProducts();
 #pragma unroll
                 for (int32_t k = 0; k < kProducts; ++k) {
@@ -135,7 +143,7 @@ __device__ __forceinline__ void multiply(
                     hopper::multiply(sums, q + k * hopper::kNextK, w + k * hopper::kNextK, k > 0);
                 }
                 hopper::commitProducts();
-                if (kTurns) {
+                if (inTurn) {
                     // The other one's products begin while the last of these are under way.
                     hopper::waitProducts<1>();
                     hopper::endTurn(warpgroup);
@@ -149,7 +157,7 @@ __device__ __forceinline__ void multiply(
             ring.advance();
         }
         Tile outputs{acc, at, shared.greatest[warpgroup], warpgroup};
-        if (at.rows > 0) epilogue(outputs, x);
+        if (at.rows > 0) epilogue(outputs, own);
     }
     // The other one's last turn ended, too.
     if (kTurns && warpgroup == 0) hopper::awaitTurn(warpgroup);
@@ -159,7 +167,8 @@ __device__ __forceinline__ void multiply(
 
 template <Format kFormat, class Epilogue>
 __global__ void __launch_bounds__(steps::kThreads, 1) kernel(
-    __grid_constant__ CUtensorMap const q, __grid_constant__ CUtensorMap const w, Operands x, Epilogue epilogue) {
+    __grid_constant__ CUtensorMap const q, __grid_constant__ steps::WeightMaps<Epilogue::kLinears> const w, Operands x,
+    Epilogue epilogue) {
 #if TURBO_HOPPER
     extern __shared__ uint8_t memory[];
     uint32_t const skip = -sharedAddress(memory) % hopper::kAlignment;
@@ -174,12 +183,16 @@ __global__ void __launch_bounds__(steps::kThreads, 1) kernel(
 // Whether the kernel takes these operands: whole blocks of outputs, and rows that the copy engine can read.
 inline bool takes(Operands const& x) {
     auto const aligned = [](void const* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-    return x.m >= kBlock && x.n % kBlock == 0 && x.k % 16 == 0 && aligned(x.q) && aligned(x.w) && x.wideBias;
+    return x.m >= kBlock && x.n % kBlock == 0 && x.k % 16 == 0 && aligned(x.q) && aligned(x.weights.w) && x.wideBias;
 }
 
 template <Format kFormat, class Epilogue>
 Status launch(Operands const& x, Epilogue const& epilogue, int32_t multiprocessors, cudaStream_t stream) {
-    return steps::launch(kernel<kFormat, Epilogue>, x.q, x.w, x, static_cast<uint64_t>(x.k), kShared, multiprocessors,
+    void const* w[Epilogue::kLinears] = {x.weights.w};
+    if constexpr (Epilogue::kLinears > 1) {
+        for (int32_t i = 0; i < Epilogue::kLinears; ++i) w[i] = epilogue.weights[i].w;
+    }
+    return steps::launch(kernel<kFormat, Epilogue>, x.q, w, x, static_cast<uint64_t>(x.k), kShared, multiprocessors,
                          stream, x, epilogue);
 }
 

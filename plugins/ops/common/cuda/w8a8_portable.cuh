@@ -255,24 +255,25 @@ __device__ __forceinline__ Tile sumSteps(uint8_t* memory, Place const& at, Loade
 template <Format kFormat, class Epilogue, bool kAsync>
 __global__ void __launch_bounds__(kThreads) kernel(Operands x, Epilogue epilogue) {
     extern __shared__ __align__(1024) uint8_t memory[];
-    Place const at = place<kTile>(x, static_cast<int32_t>(blockIdx.x));
+    Place const at = place<kTile, Epilogue::kLinears>(x, static_cast<int32_t>(blockIdx.x));
+    auto const& own = epilogue.operands(x, at.linear);
     int32_t const steps = (x.k - 1) / kTile + 1;
     Loader const loadQ{x.q + static_cast<int64_t>(at.row) * x.k, at.rows - 1, x.k};
-    Loader const loadW{x.w + static_cast<int64_t>(at.column) * x.k, at.columns - 1, x.k};
+    Loader const loadW{own.weights.w + static_cast<int64_t>(at.column) * x.k, at.columns - 1, x.k};
     float const* const s = x.s + static_cast<int64_t>(at.row / kTile) * steps;
-    float const* const ws = x.ws + static_cast<int64_t>(at.column / kTile) * steps;
+    float const* const ws = own.weights.ws + static_cast<int64_t>(at.column / kTile) * steps;
     Tile tile = sumSteps<kAsync>(
         memory, at, loadQ, loadW, steps, [=](int32_t step) { return s[step] * ws[step]; }, multiply<kFormat>);
-    epilogue(tile, x);
+    epilogue(tile, own);
 }
 
-// Enqueues a kernel that gives a CTA each tile of outputs of `x.m` by `x.n`.
-template <class Sizes, class... P>
+// Enqueues a kernel that gives a CTA each tile of the outputs of kLinears linears, `x.m` by `x.n` each.
+template <int32_t kLinears = 1, class Sizes, class... P>
 Status start(void (*kernel)(P...), Sizes const& x, cudaStream_t stream, P const&... arguments) {
     cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     if (error != cudaSuccess) return {nullptr, error};
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(((x.m - 1) / kTile + 1) * ((x.n - 1) / kTile + 1));
+    config.gridDim = dim3(tile::count<kTile, kLinears>(x));
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = kShared;
     config.stream = stream;
@@ -281,8 +282,9 @@ Status start(void (*kernel)(P...), Sizes const& x, cudaStream_t stream, P const&
 
 template <Format kFormat, class Epilogue>
 Status launch(Operands const& x, Epilogue const& epilogue, cudaStream_t stream) {
-    bool const async = aligned(x.q, x.k) && aligned(x.w, x.k);
-    return start(async ? kernel<kFormat, Epilogue, true> : kernel<kFormat, Epilogue, false>, x, stream, x, epilogue);
+    bool const async = aligned(x.q, x.k) && aligned(x.weights.w, x.k) && (Epilogue::kLinears == 1 || epilogue.wide);
+    auto* const chosen = async ? kernel<kFormat, Epilogue, true> : kernel<kFormat, Epilogue, false>;
+    return start<Epilogue::kLinears>(chosen, x, stream, x, epilogue);
 }
 
 }  // namespace turbo::w8a8::portable

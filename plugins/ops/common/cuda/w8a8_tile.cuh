@@ -15,6 +15,9 @@
 //   isFirst()              whether this is the first of the tile's threads
 //
 // Before the products, `prefetch(place, n, row)` asks L2 for what the epilogue is going to read of a row of the tile.
+//
+// An epilogue may serve kLinears linears of the same rows and sizes in one launch: `operands(x, i)` are those of one of
+// them, and `weights[i]` its weights, for the host.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,19 +33,40 @@ namespace turbo::w8a8 {
 using tile::kBlock;
 using tile::aligned, tile::checkSizes, tile::geluTanh, tile::load, tile::Place, tile::place, tile::store;
 
-struct Operands {
-    int8_t const* q;    // activations [m, k]
-    float const* s;     // scales [ceil(m/128), ceil(k/128)]
-    int8_t const* w;    // weights [n, k]
+struct Weights {
+    int8_t const* w;    // [n, k]
     float const* ws;    // scales [ceil(n/128), ceil(k/128)]
     float const* bias;  // [n]
-    int32_t m, n, k;
-    bool gelu;          // the tanh GELU follows the bias
-    bool wideBias;      // it begins at a multiple of 16 bytes
 };
 
-// The prefetch of epilogues that read no more than a bias.
-struct NothingAhead {
+struct Operands {
+    int8_t const* q;  // activations [m, k]
+    float const* s;   // scales [ceil(m/128), ceil(k/128)]
+    Weights weights;
+    int32_t m, n, k;
+    bool gelu;        // the tanh GELU follows the bias
+    bool wideBias;    // it begins at a multiple of 16 bytes
+};
+
+// One of an array of kernel arguments, which an index would first copy to memory.
+template <class T, int32_t kCount>
+__device__ __forceinline__ T pick(int32_t index, T const (&all)[kCount]) {
+    T one = all[0];
+#pragma unroll
+    for (int32_t i = 1; i < kCount; ++i) {
+        if (index == i) one = all[i];
+    }
+    return one;
+}
+
+// Of epilogues that serve one linear.
+struct OneLinear {
+    static constexpr int32_t kLinears = 1;
+    __device__ static Operands const& operands(Operands const& x, int32_t) { return x; }
+};
+
+// Of epilogues that read no more than a bias.
+struct NothingAhead : OneLinear {
     __device__ void prefetch(Place const&, int32_t, int32_t) const {}
 };
 
@@ -50,7 +74,7 @@ struct NothingAhead {
 template <bool kWide, int32_t kWidth>
 __device__ __forceinline__ void addBias(float (&y)[kWidth], Operands const& x, int32_t column, int32_t valid) {
     float bias[kWidth];
-    load(bias, x.bias + column, valid, kWide || (x.wideBias && valid == kWidth));
+    load(bias, x.weights.bias + column, valid, kWide || (x.wideBias && valid == kWidth));
 #pragma unroll
     for (int32_t i = 0; i < kWidth; ++i) y[i] += bias[i];
 }
