@@ -1,4 +1,4 @@
-// y = norm(x) * scale + shift, rounded to T. One CTA per row.
+// y = norm(x) * scale + shift, rounded to T.
 #include "../common/cuda/norm.cuh"
 
 namespace turbo {
@@ -9,16 +9,18 @@ struct Arguments {
     float const* scale;
     float const* shift;
     void* y;
+    int32_t rows;
     int32_t width;
     int32_t rowsOfGroup;
     NormKind kind;
 };
 
 template <class R>
-__global__ void __launch_bounds__(kRowThreadsMax) normKernel(Arguments a) {
+__global__ void __launch_bounds__(R::kThreadsMax, R::kCtasMin) normKernel(Arguments a) {
     using T = typename R::Element;
     constexpr bool kAccess = R::kWideAccess;
-    int32_t const index = static_cast<int32_t>(blockIdx.x);
+    int32_t const index = R::index();
+    if (index >= a.rows) return;
     int64_t const at = static_cast<int64_t>(index) * a.width;
     int64_t const group = static_cast<int64_t>(index / a.rowsOfGroup) * a.width;
     R row;
@@ -54,12 +56,13 @@ Status launch(TurboNorm::Attrs const& attrs, Call const& call, void*, cudaStream
                               static_cast<float const*>(scale.data),
                               static_cast<float const*>(shift.data),
                               y.data,
+                              static_cast<int32_t>(rows),
                               static_cast<int32_t>(width),
                               rowsOfGroup(x, scale),
                               {attrs.kind.index == 0, attrs.eps}};
     return withRow<1>(x.type, wideRows(x, width, scale, shift, y), width, [&](auto tag) {
         using R = typename decltype(tag)::Type;
-        normKernel<R><<<static_cast<uint32_t>(rows), R::threads(width), 0, stream>>>(arguments);
+        normKernel<R><<<R::ctas(rows), R::threads(width), 0, stream>>>(arguments);
     });
 }
 

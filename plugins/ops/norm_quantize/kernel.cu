@@ -21,12 +21,13 @@ struct Arguments {
 };
 
 template <class R>
-__global__ void __launch_bounds__(kRowThreadsMax) momentsKernel(Arguments a) {
+__global__ void __launch_bounds__(R::kThreadsMax, R::kCtasMin) momentsKernel(Arguments a) {
+    int32_t const index = R::index();
+    if (index >= a.rows) return;
     R row;
-    int64_t const at = static_cast<int64_t>(blockIdx.x) * a.width;
-    row.read(static_cast<typename R::Element const*>(a.x) + at, a.width);
+    row.read(static_cast<typename R::Element const*>(a.x) + static_cast<int64_t>(index) * a.width, a.width);
     Moments const moments = row.moments(a.width, a.kind);
-    if (threadIdx.x == 0) a.moments[blockIdx.x] = moments;
+    if (R::isFirst()) a.moments[index] = moments;
 }
 
 template <Format kFormat, class T, bool wide>
@@ -101,7 +102,7 @@ Status launch(TurboNormQuantize::Attrs const& attrs, Call const& call, void* wor
     }
     Status const status = withRow<1>(x.type, wide, width, [&](auto tag) {
         using R = typename decltype(tag)::Type;
-        momentsKernel<R><<<static_cast<uint32_t>(rows), R::threads(width), 0, stream>>>(arguments);
+        momentsKernel<R><<<R::ctas(rows), R::threads(width), 0, stream>>>(arguments);
     });
     if (!status.ok()) return status;
     auto const blocks = static_cast<uint32_t>(blockCount(rows, width));

@@ -1,5 +1,5 @@
-// y = rope(rms_norm(x) * weight), rounded to T. One CTA per row; a vector holds whole pairs of one head, so
-// its angles are neighbours in the tables `[l, d/2]`.
+// y = rope(rms_norm(x) * weight), rounded to T. A vector holds whole pairs of one head, so its angles are neighbours in
+// the tables `[l, d/2]`.
 #include "../common/cuda/norm.cuh"
 
 namespace turbo {
@@ -11,6 +11,7 @@ struct Arguments {
     float const* cos;
     float const* sin;
     void* y;
+    int32_t rows;
     int32_t width;
     int32_t length;
     int32_t headWidth;
@@ -18,11 +19,12 @@ struct Arguments {
 };
 
 template <class R>
-__global__ void __launch_bounds__(kRowThreadsMax, 1) normRopeKernel(Arguments a) {
+__global__ void __launch_bounds__(R::kThreadsMax, R::kCtasMin) normRopeKernel(Arguments a) {
     using T = typename R::Element;
     constexpr bool kAccess = R::kWideAccess;
     constexpr int32_t kPairs = R::kVector / 2;
-    int32_t const index = static_cast<int32_t>(blockIdx.x);
+    int32_t const index = R::index();
+    if (index >= a.rows) return;
     int64_t const at = static_cast<int64_t>(index) * a.width;
     int64_t const angles = static_cast<int64_t>(index % a.length) * (a.headWidth / 2);
     R row;
@@ -72,13 +74,14 @@ Status launch(TurboNormRope::Attrs const& attrs, Call const& call, void*, cudaSt
                               static_cast<float const*>(cos.data),
                               static_cast<float const*>(sin.data),
                               y.data,
+                              static_cast<int32_t>(rows),
                               static_cast<int32_t>(width),
                               static_cast<int32_t>(cos.dim[0]),
                               static_cast<int32_t>(headWidth),
                               attrs.eps};
     return withRow<2>(x.type, wideRows(x, headWidth, weight, cos, sin, y), width, [&](auto tag) {
         using R = typename decltype(tag)::Type;
-        normRopeKernel<R><<<static_cast<uint32_t>(rows), R::threads(width), 0, stream>>>(arguments);
+        normRopeKernel<R><<<R::ctas(rows), R::threads(width), 0, stream>>>(arguments);
     });
 }
 

@@ -5,8 +5,8 @@ namespace turbo {
 namespace {
 
 template <Format kFormat, class T, bool wide>
-__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 2 && wide ? 4 : 1)
-    quantizeKernel(T const* x, int8_t* q, float* s, int64_t m, int64_t k) {
+__global__ void __launch_bounds__(kBlockThreads) quantizeKernel(T const* x, int8_t* q, float* s, int64_t m,
+                                                               int64_t k) {
     constexpr int32_t kLanes = wide ? kWide<T> : 1;
     Block<T, kLanes, wide> block;
     BlockPlace const place(blockIdx.x, m, k);

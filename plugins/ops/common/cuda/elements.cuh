@@ -51,6 +51,15 @@ __device__ __forceinline__ void load(Pack<T, N>& to, T const* from) {
     }
 }
 
+// Elements of 16 bits are converted anew for each use from here on: as floats they would take twice the registers.
+template <class T, int32_t N>
+__device__ __forceinline__ void keepPacked(Pack<T, N>& pack) {
+    if constexpr (sizeof(T) == 2 && N % 2 == 0) {
+#pragma unroll
+        for (int32_t i = 0; i < N / 2; ++i) asm volatile("" : "+r"(reinterpret_cast<uint32_t*>(pack.at)[i]));
+    }
+}
+
 // To the nearest T.
 template <bool wide, int32_t N, class From, class T>
 __device__ __forceinline__ void store(T* to, From const (&from)[N]) {

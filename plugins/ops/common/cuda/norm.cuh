@@ -1,5 +1,5 @@
-// Layer and RMS normalisation: a row `[c]` of `[m, c]` is read once and held in the registers of one CTA.
-// The mean comes first, then the sum of squared differences from it, both in f32.
+// Layer and RMS normalisation: a row `[c]` of `[m, c]` is read once and held in registers, of a warp where it fits and
+// of a CTA otherwise. The mean comes first, then the sum of squared differences from it, both in f32.
 #pragma once
 
 #include "elements.cuh"
@@ -32,11 +32,19 @@ struct Row {
     static constexpr int32_t kVector = kLanes;
     static constexpr bool kWideAccess = wide;
 
+    static constexpr int32_t kThreadsMax = kRowThreadsMax, kCtasMin = 0;  // left to the compiler
+
     float x[kHeld / kLanes][kLanes];
+
+    static uint32_t ctas(int64_t rows) { return static_cast<uint32_t>(rows); }
 
     static int32_t threads(int64_t width) {
         return static_cast<int32_t>(ceilDiv(width, kHeld * kWarp)) * kWarp;
     }
+
+    static __device__ __forceinline__ int32_t index() { return static_cast<int32_t>(blockIdx.x); }
+
+    static __device__ __forceinline__ bool isFirst() { return threadIdx.x == 0; }
 
     // Calls `visit(vector, its first column)` for what the thread holds.
     template <class Visit>
@@ -72,13 +80,82 @@ struct Row {
     }
 };
 
-// `launch` with the tag of the Row for the width; vectors that are not wide have `kNarrow` elements.
+// One row over the lanes of a warp, in up to kCount vectors each, as it came: no other warp has to be waited for, and
+// more rows are on their way at a time. The width must be a multiple of a vector.
+template <class T>
+struct WarpRow {
+    static_assert(sizeof(T) == 2);
+    using Element = T;
+    static constexpr int32_t kVector = kWide<T>;
+    static constexpr bool kWideAccess = true;
+    static constexpr int32_t kCount = 6;
+    static constexpr int32_t kWidest = kCount * kWarp * kVector;
+    static constexpr int32_t kWarps = 4;  // of a CTA, a row each
+    static constexpr int32_t kThreadsMax = kWarps * kWarp, kCtasMin = 8;
+
+    Pack<T, kVector> x[kCount];
+
+    static uint32_t ctas(int64_t rows) { return static_cast<uint32_t>(ceilDiv(rows, kWarps)); }
+
+    static int32_t threads(int64_t) { return kThreadsMax; }
+
+    static __device__ __forceinline__ int32_t index() {
+        return static_cast<int32_t>(blockIdx.x * kWarps + threadIdx.x / kWarp);
+    }
+
+    static __device__ __forceinline__ bool isFirst() { return threadIdx.x % kWarp == 0; }
+
+    // Calls `visit(vector, its first column)` for what the lane holds.
+    template <class Visit>
+    __device__ __forceinline__ void forEach(int32_t width, Visit visit) {
+#pragma unroll
+        for (int32_t i = 0; i < kCount; ++i) {
+            int32_t const column = (i * kWarp + static_cast<int32_t>(threadIdx.x) % kWarp) * kVector;
+            if (column >= width) continue;
+            keepPacked(x[i]);
+            float v[kVector];
+#pragma unroll
+            for (int32_t j = 0; j < kVector; ++j) v[j] = static_cast<float>(x[i].at[j]);
+            visit(v, column);
+        }
+    }
+
+    __device__ __forceinline__ void read(T const* row, int32_t width) {
+#pragma unroll
+        for (int32_t i = 0; i < kCount; ++i) {
+            int32_t const column = (i * kWarp + static_cast<int32_t>(threadIdx.x) % kWarp) * kVector;
+            if (column < width) load<true>(x[i], row + column);
+        }
+    }
+
+    __device__ __forceinline__ Moments moments(int32_t width, NormKind kind) {
+        float const count = static_cast<float>(width);
+        float mean = 0.0f, sum = 0.0f, squares = 0.0f;
+        if (kind.layer) {
+            forEach(width, [&](float (&v)[kVector], int32_t) {
+#pragma unroll
+                for (int32_t i = 0; i < kVector; ++i) sum += v[i];
+            });
+            mean = warpSum(sum) / count;
+        }
+        forEach(width, [&](float (&v)[kVector], int32_t) {
+#pragma unroll
+            for (int32_t i = 0; i < kVector; ++i) squares = fmaf(v[i] - mean, v[i] - mean, squares);
+        });
+        return {mean, __frsqrt_rn(warpSum(squares) / count + kind.eps)};
+    }
+};
+
+// `launch` with the tag of what holds a row of the width; vectors that are not wide have `kNarrow` elements.
 template <int32_t kNarrow, class Launch>
 Status withRow(DType type, bool wide, int64_t width, Launch&& launch) {
     return withAccess(type, wide, [&](auto tag, auto access) {
         using T = typename decltype(tag)::Type;
         constexpr bool kAccess = decltype(access)::value;
         constexpr int32_t kLanes = kAccess ? kWide<T> : kNarrow;
+        if constexpr (kAccess && sizeof(T) == 2) {
+            if (width <= WarpRow<T>::kWidest) return launch(Tag<WarpRow<T>>{});
+        }
         if (width <= kRowThreadsMax * 8) {
             launch(Tag<Row<T, kLanes, kAccess, 8>>{});
         } else if (width <= kRowThreadsMax * 16) {

@@ -58,7 +58,8 @@ struct Block {
             for (int32_t i = 0; i < kLanes; ++i) amax = fmaxf(amax, fabsf(static_cast<float>(v.at[i])));
         });
         amax = blockMax(amax, partial);
-        keepPacked();
+#pragma unroll
+        for (Pack<T, kLanes>& pack : x) keepPacked(pack);
         float const factor = __fdiv_rn(kTop<kFormat>, amax);
         int8_t* const to = q + place.row * k + place.column + column();
         forEach(place, [&](Pack<T, kLanes>& v, int32_t row) {
@@ -70,18 +71,6 @@ struct Block {
             store<wide>(to + row * k, values);
         });
         if (threadIdx.x == 0) *s = __fdiv_rn(amax, kTop<kFormat>);
-    }
-
-private:
-    // Elements of 16 bits are converted anew for each use: as floats they would take twice the registers.
-    __device__ __forceinline__ void keepPacked() {
-        if constexpr (sizeof(T) == 2 && kLanes % 2 == 0) {
-#pragma unroll
-            for (Pack<T, kLanes>& pack : x) {
-#pragma unroll
-                for (int32_t i = 0; i < kLanes / 2; ++i) asm volatile("" : "+r"(reinterpret_cast<uint32_t*>(pack.at)[i]));
-            }
-        }
     }
 };
 
