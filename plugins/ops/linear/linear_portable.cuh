@@ -11,8 +11,8 @@
 
 namespace turbo::linear::portable {
 
-using w8a8::portable::Accumulators, w8a8::portable::Loader, w8a8::portable::Tile;
-using w8a8::portable::kMmaColumns, w8a8::portable::kMmaK, w8a8::portable::kMmaRows, w8a8::portable::kThreads;
+using w8a8::portable::Accumulators, w8a8::portable::Tall;
+using w8a8::portable::kMmaColumns, w8a8::portable::kMmaK, w8a8::portable::kMmaRows;
 using w8a8::portable::kTile, w8a8::portable::kWarpColumns, w8a8::portable::kWarpRows;
 
 // acc += the products of one step, whose rows of the warp begin at `x` and `w` in shared memory. There is no scale.
@@ -42,18 +42,18 @@ __device__ __forceinline__ void multiply(Accumulators& acc, uint32_t x, uint32_t
 }
 
 template <class T, bool kAsync>
-__global__ void __launch_bounds__(kThreads) kernel(Operands<T> operands) {
+__global__ void __launch_bounds__(Tall::kThreads) kernel(Operands<T> operands) {
     extern __shared__ __align__(1024) uint8_t memory[];
-    Place const at = tile::place<kTile>(operands, static_cast<int32_t>(blockIdx.x));
+    Place const at = tile::place<Tall::kRows>(operands, static_cast<int32_t>(blockIdx.x));
     int32_t const bytes = operands.k * static_cast<int32_t>(sizeof(T));
     int32_t const steps = (bytes - 1) / kTile + 1;
 
     auto const rows = [&](T const* from, int32_t first) {
         return reinterpret_cast<int8_t const*>(from + static_cast<int64_t>(first) * operands.k);
     };
-    Loader const loadX{rows(operands.x, at.row), at.rows - 1, bytes};
-    Loader const loadW{rows(operands.w, at.column), at.columns - 1, bytes};
-    Tile tile = w8a8::portable::sumSteps<kAsync>(
+    w8a8::portable::LoaderX<Tall> const loadX{rows(operands.x, at.row), at.rows - 1, bytes};
+    w8a8::portable::LoaderW<Tall> const loadW{rows(operands.w, at.column), at.columns - 1, bytes};
+    auto tile = w8a8::portable::sumSteps<Tall, kAsync>(
         memory, at, loadX, loadW, steps, [](int32_t) { return 1.0f; }, multiply<T>);
     tile.forEachRun<kRun>([&](int32_t row, int32_t column, int32_t valid, float (&sums)[kRun]) {
         float bias[kRun];
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads) kernel(Operands<T> operands) {
 template <class T>
 Status launch(Operands<T> const& operands, cudaStream_t stream) {
     bool const async = tile::aligned(operands.x, operands.k) && tile::aligned(operands.w, operands.k);
-    return w8a8::portable::start(async ? kernel<T, true> : kernel<T, false>, operands, stream, operands);
+    return w8a8::portable::start<Tall>(async ? kernel<T, true> : kernel<T, false>, operands, stream, operands);
 }
 
 }  // namespace turbo::linear::portable

@@ -6,6 +6,7 @@ namespace {
 
 template <Format kFormat>
 struct Quantize : w8a8::NothingAhead {
+    static constexpr bool kWholeBlocks = true;
     int8_t* q;  // [m, n]
     float* s;   // [ceil(m/128), ceil(n/128)]
     bool wide;  // rows of q are aligned to 16 bytes

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "op.h"
+#include "w8a8_choice.h"
 #include "w8a8_hopper.cuh"
 #include "w8a8_portable.cuh"
 
@@ -35,19 +36,23 @@ inline Status check(Call const& call, int64_t linears = 1) {
     return checkSizes(call.in[0].dim[0], call.in[2].dim[0], linears);
 }
 
-// Computes the linear on the kernel that suits the device. Hopper's takes half precision and eight-bit outputs.
+// Computes the linear on the kernel that suits it and the device; with kHalf, outputs take 16 bits or 8.
 template <Format kFormat, bool kHalf, class Epilogue>
 Status launchKernel(Operands const& x, Epilogue const& epilogue, cudaStream_t stream) {
     if (x.m == 0 || x.n == 0) return {};
+    hopper::Device device;
+    cudaError_t const error = hopper::describeDevice(device);
+    if (error != cudaSuccess) return {nullptr, error};
+    bool const wide = aligned(x.q, x.k) && aligned(x.weights.w, x.k) && x.wideBias && epilogue.wide;
     if constexpr (kHalf) {
-        hopper::Device device;
-        cudaError_t const error = hopper::describeDevice(device);
-        if (error != cudaSuccess) return {nullptr, error};
-        if (device.isHopper && epilogue.wide && wgmma::takes(x)) {
+        Problem const problem{x.m, x.n, x.k, kHalf, wide, Epilogue::kWholeBlocks};
+        if (choose(problem, device.isHopper) == Kernel::kWgmma) {
             return wgmma::launch<kFormat>(x, epilogue, device.multiprocessors, stream);
         }
     }
-    return portable::launch<kFormat>(x, epilogue, stream);
+    constexpr bool kTall = choosePortable(Epilogue::kWholeBlocks) == Kernel::kTall;
+    using Sizes = std::conditional_t<kTall, portable::Tall, portable::Short>;
+    return portable::launch<Sizes, kFormat>(x, epilogue, stream);
 }
 
 }  // namespace turbo::w8a8

@@ -3,8 +3,8 @@
 // A step is one block of K wide, and the 128 rows of a warpgroup are one block of the scales. Of these 64 rows at a
 // time are multiplied, whose INT32 sums go into f32 while the other warpgroup's products keep the tensor cores busy.
 // Left to themselves they would come to multiply together and convert together, so they take turns; the first one is
-// kLag turns ahead, and the turns that are left to one alone are those in which the other is at its epilogue. E4M3
-// converts nothing, and its warpgroups go each at its own pace.
+// a few turns ahead, and those that are left to one alone fall into the other's epilogue. E4M3 converts nothing, and its
+// warpgroups go each at its own pace.
 #pragma once
 
 #include "steps_hopper.cuh"
@@ -21,10 +21,7 @@ struct Shared {
     float greatest[kMultipliers][hopper::kWarpgroup / 32];
 };
 constexpr int32_t kShared = sizeof(Shared) + hopper::kAlignment;
-#ifndef TURBO_LAG
-#define TURBO_LAG 0
-#endif
-constexpr int32_t kLag = TURBO_LAG;
+constexpr int32_t kFewSteps = 16;
 static_assert(kShared <= 227 * 1024);
 
 #if TURBO_HOPPER
@@ -108,6 +105,9 @@ __device__ __forceinline__ void multiply(
     Operands const& x, Epilogue const& epilogue, int32_t tiles, int32_t steps, Shared& shared, int32_t warpgroup) {
     constexpr bool kTurns = kFormat == Format::kInt8;
     bool const leads = threadIdx.x % 32 == 0;
+    // What one has done and the other has not takes room from what is fetched ahead, and epilogues cost less where a tile
+    // has many steps.
+    int32_t const ahead = kHalves * (steps <= kFewSteps ? 2 : 1);
     if (kTurns && warpgroup == 1) hopper::endTurn(warpgroup);
     hopper::Ring<steps::kStages> ring;
     Sums<kFormat> sums;
@@ -134,7 +134,7 @@ __device__ __forceinline__ void multiply(
                 uint64_t const q = hopper::describe(from + (warpgroup * kBlock + half * kProductRows) * hopper::kRow);
                 hopper::settle(sums);
                 int32_t const turn = kHalves * step + half;
-                bool const inTurn = kTurns && (warpgroup == 0 ? turn >= kLag : turn < kHalves * steps - kLag);
+                bool const inTurn = kTurns && (warpgroup == 0 ? turn >= ahead : turn < kHalves * steps - ahead);
                 if (inTurn) hopper::awaitTurn(warpgroup);
                 hopper::beginProducts();
 #pragma unroll
@@ -180,12 +180,7 @@ __global__ void __launch_bounds__(steps::kThreads, 1) kernel(
 #endif
 }
 
-// Whether the kernel takes these operands: whole blocks of outputs, and rows that the copy engine can read.
-inline bool takes(Operands const& x) {
-    auto const aligned = [](void const* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-    return x.m >= kBlock && x.n % kBlock == 0 && x.k % 16 == 0 && aligned(x.q) && aligned(x.weights.w) && x.wideBias;
-}
-
+// Enqueues the kernel for what `w8a8_choice.h` leaves to it.
 template <Format kFormat, class Epilogue>
 Status launch(Operands const& x, Epilogue const& epilogue, int32_t multiprocessors, cudaStream_t stream) {
     void const* w[Epilogue::kLinears] = {x.weights.w};

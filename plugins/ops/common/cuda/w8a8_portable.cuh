@@ -1,7 +1,7 @@
 // The W8A8 linear of sm_80 and newer: mma.sync and cp.async.
 //
-// A CTA computes a tile of 128 x 128 outputs, and a step of its loop takes one block of K. Shared memory holds kStages
-// steps. A step is 128 rows of q, then 128 rows of w, 128 bytes each: eight chunks of 16 bytes, chunk c of row r at
+// A CTA computes a tile of 128 or 64 by 128 outputs, and a step of its loop takes one block of K. Shared memory holds a
+// few steps. A step is the rows of q, then 128 rows of w, 128 bytes each: eight chunks of 16 bytes, chunk c of row r at
 // place c ^ (r % 8). The eight rows that ldmatrix reads at a time and the eight chunks of a row that cp.async writes
 // then lie in different banks. Afterwards the same memory holds the tile of outputs in f32.
 #pragma once
@@ -12,26 +12,38 @@
 
 namespace turbo::w8a8::portable {
 
-constexpr int32_t kTile = kBlock;       // rows and columns of a tile of outputs, and K of a step
+constexpr int32_t kTile = kBlock;       // columns of a tile of outputs, and K of a step
 constexpr int32_t kChunk = 16;          // bytes of one copy
-constexpr int32_t kStages = 3;          // steps in shared memory
-constexpr int32_t kOperand = kTile * kTile;
-constexpr int32_t kStage = 2 * kOperand;
 constexpr int32_t kWarpRows = 64;       // outputs of a warp
 constexpr int32_t kWarpColumns = 32;
-constexpr int32_t kWarps = (kTile / kWarpRows) * (kTile / kWarpColumns);
-constexpr int32_t kThreads = 32 * kWarps;
 constexpr int32_t kMmaRows = 16;        // outputs and K of an mma
 constexpr int32_t kMmaColumns = 8;
 constexpr int32_t kMmaK = 32;
 constexpr int32_t kPitch = kTile + 8;   // floats from row to row of the outputs: stores meet no bank twice
-constexpr int32_t kShared = kStages * kStage;
-static_assert((kTile * kPitch + kWarps) * sizeof(float) <= kShared && kShared <= 99 * 1024);
+
+// Sizes of a tile and of what a CTA takes for it.
+template <int32_t kRowsOfTile, int32_t kStepsHeld>
+struct Sizes {
+    static constexpr int32_t kRows = kRowsOfTile;
+    static constexpr int32_t kStages = kStepsHeld;  // steps in shared memory
+    static constexpr int32_t kBytesX = kRows * kTile;
+    static constexpr int32_t kStage = kBytesX + kTile * kTile;
+    static constexpr int32_t kWarps = (kRows / kWarpRows) * (kTile / kWarpColumns);
+    static constexpr int32_t kThreads = 32 * kWarps;
+    static constexpr int32_t kShared = kStages * kStage;
+    static_assert((kRows * kPitch + kWarps) * sizeof(float) <= kShared && kShared <= 99 * 1024);
+};
+using Tall = Sizes<kBlock, 3>;
+// Half as many outputs in half the memory, so that two CTAs share a multiprocessor that has 100 KiB of it.
+using Short = Sizes<kBlock / 2, 2>;
 
 // A tile of outputs in shared memory.
+template <class S>
 struct Tile {
+    static constexpr int32_t kWarps = S::kWarps, kThreads = S::kThreads;
+
     Place at;
-    float* y;        // kTile rows of kPitch
+    float* y;        // rows of kPitch
     float* scratch;  // kWarps
 
     static constexpr bool kWide = false;
@@ -89,7 +101,8 @@ private:
     }
 };
 
-// One thread's share in filling one operand of a step: chunk `chunk` of every kThreads / 8th row.
+// One thread's share in filling kCount rows of an operand of a step: a chunk of every kThreads / 8th row.
+template <int32_t kCount, int32_t kThreads>
 struct Loader {
     int8_t const* from;  // the operand's first row of the tile
     int32_t last;        // last row of the tile that exists, which stands for those after it
@@ -108,13 +121,13 @@ struct Loader {
             bool const valid = column < k;
             int8_t const* const source = from + (valid ? column : 0);
 #pragma unroll
-            for (int32_t i = 0; i < kTile; i += kRows) {
+            for (int32_t i = 0; i < kCount; i += kRows) {
                 copyAsync16(shared + i * kTile, source + static_cast<int64_t>(min(row + i, last)) * k, valid);
             }
         } else {
             int32_t const valid = static_cast<int32_t>(min(int64_t{kChunk}, k - column));
 #pragma unroll 1
-            for (int32_t i = 0; i < kTile; i += kRows) {
+            for (int32_t i = 0; i < kCount; i += kRows) {
                 int8_t const* const source = from + static_cast<int64_t>(min(row + i, last)) * k + column;
                 uint32_t words[4] = {};
 #pragma unroll
@@ -127,6 +140,11 @@ struct Loader {
         }
     }
 };
+
+template <class S>
+using LoaderX = Loader<S::kRows, S::kThreads>;
+template <class S>
+using LoaderW = Loader<kTile, S::kThreads>;
 
 // The outputs of a warp as mma lays them out: row tile, column tile, register.
 using Accumulators = float[kWarpRows / kMmaRows][kWarpColumns / kMmaColumns][4];
@@ -207,14 +225,16 @@ __device__ __forceinline__ void multiply(Accumulators& acc, uint32_t q, uint32_t
 
 // The sums of a tile over all steps, for an epilogue, by all threads of a CTA. `scaleOf(step)` is asked for early, and
 // `multiply(acc, x, w, scale)` adds the products of a step, whose rows of the warp begin at `x` and `w`.
-template <bool kAsync, class ScaleOf, class Multiply>
-__device__ __forceinline__ Tile sumSteps(uint8_t* memory, Place const& at, Loader const& loadX, Loader const& loadW,
-                                         int32_t steps, ScaleOf scaleOf, Multiply multiply) {
+template <class S, bool kAsync, class ScaleOf, class Multiply>
+__device__ __forceinline__ Tile<S> sumSteps(uint8_t* memory, Place const& at, LoaderX<S> const& loadX,
+                                            LoaderW<S> const& loadW, int32_t steps, ScaleOf scaleOf,
+                                            Multiply multiply) {
+    constexpr int32_t kStages = S::kStages, kStage = S::kStage;
     uint32_t const shared = sharedAddress(memory);
     auto const loadStep = [&](int32_t step, int32_t stage) {
         if (step < steps) {
-            loadX.load<kAsync>(shared + stage * kStage, step);
-            loadW.load<kAsync>(shared + stage * kStage + kOperand, step);
+            loadX.template load<kAsync>(shared + stage * kStage, step);
+            loadW.template load<kAsync>(shared + stage * kStage + S::kBytesX, step);
         }
         commitCopies();
     };
@@ -226,7 +246,7 @@ __device__ __forceinline__ Tile sumSteps(uint8_t* memory, Place const& at, Loade
     // A load of x takes rows 0-7 and 8-15 of one chunk, then of the next; a load of w four chunks of eight
     // rows. An exclusive or with the bytes of whole such loads moves along the row.
     uint32_t const x = shared + (row + lane % 16) * kTile + (lane / 16 ^ lane % 8) * kChunk;
-    uint32_t const w = shared + kOperand + (column + lane % 8) * kTile + (lane / 8 ^ lane % 8) * kChunk;
+    uint32_t const w = shared + S::kBytesX + (column + lane % 8) * kTile + (lane / 8 ^ lane % 8) * kChunk;
     Accumulators acc = {};
 
 #pragma unroll
@@ -249,42 +269,42 @@ __device__ __forceinline__ Tile sumSteps(uint8_t* memory, Place const& at, Loade
     float* const y = reinterpret_cast<float*>(memory);
     storeSums(y, acc, row, column);
     __syncthreads();
-    return {at, y, y + kTile * kPitch};
+    return {at, y, y + S::kRows * kPitch};
 }
 
-template <Format kFormat, class Epilogue, bool kAsync>
-__global__ void __launch_bounds__(kThreads) kernel(Operands x, Epilogue epilogue) {
+template <class S, Format kFormat, class Epilogue, bool kAsync>
+__global__ void __launch_bounds__(S::kThreads) kernel(Operands x, Epilogue epilogue) {
     extern __shared__ __align__(1024) uint8_t memory[];
-    Place const at = place<kTile, Epilogue::kLinears>(x, static_cast<int32_t>(blockIdx.x));
+    Place const at = place<S::kRows, Epilogue::kLinears>(x, static_cast<int32_t>(blockIdx.x));
     auto const& own = epilogue.operands(x, at.linear);
     int32_t const steps = (x.k - 1) / kTile + 1;
-    Loader const loadQ{x.q + static_cast<int64_t>(at.row) * x.k, at.rows - 1, x.k};
-    Loader const loadW{own.weights.w + static_cast<int64_t>(at.column) * x.k, at.columns - 1, x.k};
+    LoaderX<S> const loadQ{x.q + static_cast<int64_t>(at.row) * x.k, at.rows - 1, x.k};
+    LoaderW<S> const loadW{own.weights.w + static_cast<int64_t>(at.column) * x.k, at.columns - 1, x.k};
     float const* const s = x.s + static_cast<int64_t>(at.row / kTile) * steps;
     float const* const ws = own.weights.ws + static_cast<int64_t>(at.column / kTile) * steps;
-    Tile tile = sumSteps<kAsync>(
+    Tile<S> tile = sumSteps<S, kAsync>(
         memory, at, loadQ, loadW, steps, [=](int32_t step) { return s[step] * ws[step]; }, multiply<kFormat>);
     epilogue(tile, own);
 }
 
 // Enqueues a kernel that gives a CTA each tile of the outputs of kLinears linears, `x.m` by `x.n` each.
-template <int32_t kLinears = 1, class Sizes, class... P>
-Status start(void (*kernel)(P...), Sizes const& x, cudaStream_t stream, P const&... arguments) {
-    cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+template <class S, int32_t kLinears = 1, class X, class... P>
+Status start(void (*kernel)(P...), X const& x, cudaStream_t stream, P const&... arguments) {
+    cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kShared);
     if (error != cudaSuccess) return {nullptr, error};
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(tile::count<kTile, kLinears>(x));
-    config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = kShared;
+    config.gridDim = dim3(tile::count<S::kRows, kLinears>(x));
+    config.blockDim = dim3(S::kThreads);
+    config.dynamicSmemBytes = S::kShared;
     config.stream = stream;
     return launched(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
-template <Format kFormat, class Epilogue>
+template <class S, Format kFormat, class Epilogue>
 Status launch(Operands const& x, Epilogue const& epilogue, cudaStream_t stream) {
     bool const async = aligned(x.q, x.k) && aligned(x.weights.w, x.k) && (Epilogue::kLinears == 1 || epilogue.wide);
-    auto* const chosen = async ? kernel<kFormat, Epilogue, true> : kernel<kFormat, Epilogue, false>;
-    return start<Epilogue::kLinears>(chosen, x, stream, x, epilogue);
+    auto* const chosen = async ? kernel<S, kFormat, Epilogue, true> : kernel<S, kFormat, Epilogue, false>;
+    return start<S, Epilogue::kLinears>(chosen, x, stream, x, epilogue);
 }
 
 }  // namespace turbo::w8a8::portable

@@ -16,8 +16,8 @@
 //
 // Before the products, `prefetch(place, n, row)` asks L2 for what the epilogue is going to read of a row of the tile.
 //
-// An epilogue may serve kLinears linears of the same rows and sizes in one launch: `operands(x, i)` are those of one of
-// them, and `weights[i]` its weights, for the host.
+// An epilogue may need kWholeBlocks of outputs at a time, 128 x 128. It may serve kLinears linears of the same rows and
+// sizes in one launch: `operands(x, i)` are those of one of them, and `weights[i]` its weights, for the host.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -62,6 +62,7 @@ __device__ __forceinline__ T pick(int32_t index, T const (&all)[kCount]) {
 // Of epilogues that serve one linear.
 struct OneLinear {
     static constexpr int32_t kLinears = 1;
+    static constexpr bool kWholeBlocks = false;
     __device__ static Operands const& operands(Operands const& x, int32_t) { return x; }
 };
 
