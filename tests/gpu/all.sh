@@ -47,7 +47,7 @@ built() {
     done
 }
 
-# Three builds at a time, then forwards one by one, whose times nothing else on the GPU disturbs.
+# Three builds at a time, then forwards and kernels one by one, whose times nothing else on the GPU disturbs.
 networks() {
     built 14b-480p-w8a8 14b-720p-w8a8 14b-720p-fp8 &
     built 14b-480p-bf16 14b-720p-bf16 &
@@ -58,6 +58,7 @@ networks() {
         14b-{720p-w8a8,480p-w8a8,720p-fp8,480p-bf16,720p-bf16}; do
         tested "$last" "run-$network" --no-ops --scratch "$scratch" --networks "$network"
     done
+    on "$last" bench ./turbo-kernels bench --json "$out/bench.json"
 }
 
 correctness() {
@@ -73,20 +74,25 @@ correctness() {
     TURBO_KERNELS=portable on 0 kernels-portable ./turbo-kernels test --json "$out/kernels-portable.json"
 }
 
+# sanitized GPU TOOL [OP I/N]: all cases, or a part of an op's.
 sanitized() {
-    on "$1" "$2${3:+-$3}" compute-sanitizer --tool "$2" --error-exitcode 3 \
-        ./turbo-kernels test --bare ${3:+--op "$3"}
+    on "$1" "$2${3:+-$3-${4%/*}}" compute-sanitizer --tool "$2" --error-exitcode 3 \
+        ./turbo-kernels test --bare ${3:+--op "$3" --part "$4"}
 }
 
+# As many processes as there are cores; racecheck is slow, so the ops with most cases are divided.
 sanitizers() {
     export RAYON_NUM_THREADS=2
-    local tool op
+    local cores tool op part parts
+    cores=$(nproc)
     for tool in memcheck initcheck synccheck; do sanitized 0 "$tool" & done
-    for op in SageSla NormQuantize Attention BlockMap Norm NormRope Quantize SageAttention Sla; do
-        sanitized "$last" racecheck "Turbo$op" &
-    done
-    for op in Linear W8A8Linear W8A8LinearQkv W8A8LinearQuantize W8A8LinearResidual; do
-        sanitized 0 racecheck "Turbo$op" &
+    for op in W8A8Linear W8A8LinearQkv W8A8LinearResidual NormQuantize Linear W8A8LinearQuantize SageSla BlockMap \
+        SageAttention Sla Attention Norm NormRope Quantize; do
+        case $op in W8A8* | NormQuantize | Linear) parts=6 ;; *) parts=1 ;; esac
+        for ((part = 1; part <= parts; part++)); do
+            while [ "$(jobs -rp | wc -l)" -ge "$cores" ]; do wait -n; done
+            sanitized $((part % 2 * last)) racecheck "Turbo$op" "$part/$parts" &
+        done
     done
     wait
 }

@@ -26,8 +26,30 @@ pub struct Selection<'a> {
     pub case: Option<&'a str>,
     /// Only the ops' own cases.
     pub small: bool,
+    /// Only a part of what is selected otherwise.
+    pub part: Option<Part>,
     /// Exact allocations, nothing poisoned, a single run: compute-sanitizer sees what the kernel alone does.
     pub bare: bool,
+}
+
+/// Every `count`th case, from the `index`th on: what one of several processes runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// From 1 to `count`.
+    index: usize,
+    count: usize,
+}
+
+impl std::str::FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Part, String> {
+        let numbers = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        match numbers {
+            Some((index, count)) if (1..=count).contains(&index) => Ok(Part { index, count }),
+            _ => Err("expected I/N with I from 1 to N, such as 2/5".to_string()),
+        }
+    }
 }
 
 /// A case to run with one activation type.
@@ -100,7 +122,10 @@ pub fn jobs(selection: Selection<'_>) -> Result<Vec<Job>> {
             }
         }
     }
-    ensure!(!all.is_empty(), "no case is named so");
+    if let Some(Part { index, count }) = selection.part {
+        all = all.into_iter().skip(index - 1).step_by(count).collect();
+    }
+    ensure!(!all.is_empty(), "there is no such case");
     Ok(all)
 }
 
@@ -318,6 +343,23 @@ mod tests {
         assert_eq!(types, ["bf16", "f16", "f32"]);
         assert!(jobs(Selection { op: Some("Norm"), ..Selection::default() }).is_err());
         assert!(jobs(Selection { case: Some("no such case"), ..Selection::default() }).is_err());
+    }
+
+    #[test]
+    fn parts_are_disjoint_and_leave_nothing_out() {
+        let names = |part: Option<&str>| -> Vec<String> {
+            let part = part.map(|part| part.parse().unwrap());
+            let jobs = jobs(Selection { op: Some("TurboNorm"), part, ..Selection::default() }).unwrap();
+            jobs.iter().map(|job| format!("{} {}", job.case.name, job.activation.name())).collect()
+        };
+        let mut parts = [names(Some("1/3")), names(Some("2/3")), names(Some("3/3"))].concat();
+        let mut all = names(None);
+        parts.sort();
+        all.sort();
+        assert_eq!(parts, all);
+        for wrong in ["", "1", "0/3", "4/3", "1/0", "-1/2", "a/b", "1/3/5", "18446744073709551616/2"] {
+            assert!(wrong.parse::<Part>().unwrap_err().contains("such as 2/5"), "{wrong}");
+        }
     }
 
     #[test]

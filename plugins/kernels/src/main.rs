@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
-use turbo_kernels::check::{self, Selection};
+use turbo_kernels::check::{self, Part, Selection};
 use turbo_kernels::library::Library;
 use turbo_kernels::{bench, report};
 
@@ -35,6 +35,9 @@ enum Command {
         /// Only the ops' own cases, without the models' sizes
         #[arg(long)]
         small: bool,
+        /// Only every Nth of these cases, from the Ith on: for several processes side by side
+        #[arg(long, value_name = "I/N")]
+        part: Option<Part>,
         /// Exact allocations, nothing poisoned, a single run: for compute-sanitizer
         #[arg(long)]
         bare: bool,
@@ -68,8 +71,8 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<bool> {
     // What does not exist is told before a device is asked for.
     let selection = match &cli.command {
-        Command::Test { op, case, small, bare, .. } => {
-            Selection { op: op.as_deref(), case: case.as_deref(), small: *small, bare: *bare }
+        Command::Test { op, case, small, part, bare, .. } => {
+            Selection { op: op.as_deref(), case: case.as_deref(), small: *small, part: *part, bare: *bare }
         }
         Command::Bench { op, .. } => Selection { op: op.as_deref(), small: true, ..Selection::default() },
     };
