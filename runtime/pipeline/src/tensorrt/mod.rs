@@ -195,6 +195,13 @@ fn arena_bytes(manifest: &Manifest, video: usize) -> u64 {
     stages(manifest, video).filter_map(|stage| stage.activation_bytes).max().unwrap_or(0)
 }
 
+/// Bytes of the sampler's state beside the steps: the latent in f64, and in f32 the initial noise and that of each step.
+fn state_bytes(manifest: &Manifest, video: usize) -> u64 {
+    let latent = manifest.videos.get(video).map_or([0; 4], |shape| shape.latent.map(u64::from));
+    let each = size_of::<f64>() + (1 + turbo_sampler::MAX_STEPS) * size_of::<f32>();
+    latent.iter().fold(each as u64, |bytes, &extent| bytes.saturating_mul(extent))
+}
+
 /// The stage that needs most at its peak, and how much of that is not the arena: its weights and buffers. The parts of
 /// an expert are loaded together and count as its first one.
 fn largest(manifest: &Manifest, video: usize) -> Option<(&str, u64)> {
@@ -205,7 +212,9 @@ fn largest(manifest: &Manifest, video: usize) -> Option<(&str, u64)> {
         let expert = experts.into_iter().find(|expert| expert.steps.contains(&stage.name));
         let name = expert.and_then(|expert| expert.steps.first()).unwrap_or(&stage.name);
         // The arena is there in every stage, so what else it needs decides.
-        *needs.entry(name).or_default() += peak.saturating_sub(stage.activation_bytes.unwrap_or(0));
+        let own = peak.saturating_sub(stage.activation_bytes.unwrap_or(0));
+        let state = if expert.is_some() && *name == stage.name { state_bytes(manifest, video) } else { 0 };
+        *needs.entry(name).or_default() += own.saturating_add(state);
     }
     needs.into_iter().max_by_key(|&(_, own)| own)
 }
