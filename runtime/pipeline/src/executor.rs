@@ -2,7 +2,7 @@
 
 use turbo_engine_file::Sampler;
 use turbo_media::Frame;
-use turbo_sampler::{NoiseSource, Schedule};
+use turbo_sampler::{MAX_STEPS, NoiseSource, Schedule};
 
 use crate::backend::Tensor;
 use crate::run::Run;
@@ -38,10 +38,13 @@ impl Denoise<'_> {
             Precision::Bf16 => &self.schedule.deployed_timesteps,
             Precision::F32 => &self.schedule.timesteps,
         };
-        let &[rows, width] = shape else {
-            return Err(RunError::Inconsistent(format!(
-                "`times` has the shape {shape:?}, not [steps, width]"
-            )));
+        let (rows, width) = match *shape {
+            [rows, width] if rows <= MAX_STEPS && width <= WIDEST && width.is_multiple_of(2) => (rows, width),
+            _ => {
+                let expected = format!("[steps, even width] of at most [{MAX_STEPS}, {WIDEST}]");
+                let what = format!("the context takes `times` of the shape {shape:?}, not {expected}");
+                return Err(RunError::Inconsistent(what));
+            }
         };
         if timesteps.len() > rows {
             let what = format!("it was made for {rows} steps at most, not for {}", timesteps.len());
@@ -53,6 +56,9 @@ impl Denoise<'_> {
         Ok(Tensor::f32(vec![rows, width], times))
     }
 }
+
+/// No time embedding is wider; Wan's are 256.
+const WIDEST: usize = 1 << 16;
 
 /// Executes the stages of an engine file. Each method loads what it needs, drops what is done, and reports its time
 /// and progress to the run.
@@ -95,4 +101,41 @@ pub(crate) trait Executor {
 pub(crate) fn latent_frame(latent: &[f32], [c, t, h, w]: [usize; 4], index: usize) -> Vec<f32> {
     let plane = |channel: usize| &latent[(channel * t + index) * h * w..][..h * w];
     (0..c).flat_map(plane).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times(steps: usize, precision: Precision, shape: &[usize]) -> Result<Tensor, String> {
+        let schedule = turbo_sampler::schedule(steps, 80.0).unwrap();
+        let text = Tensor::f32(vec![0], Vec::new());
+        let work =
+            Denoise { text: &text, condition: None, schedule: &schedule, sampler: Sampler::Sde, precision };
+        work.times(shape).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_step_has_its_time_and_the_rest_is_zero() {
+        let schedule = turbo_sampler::schedule(3, 80.0).unwrap();
+        for (precision, first) in [(Precision::Bf16, 988.0), (Precision::F32, schedule.timesteps[0])] {
+            let found = times(3, precision, &[4, 256]).unwrap();
+            assert_eq!(found.shape, [4, 256]);
+            assert_eq!(found.as_f32()[..256], turbo_sampler::time_embedding(first, 256));
+            assert_ne!(found.as_f32()[256..512], found.as_f32()[..256]);
+            assert!(found.as_f32()[512..768].iter().any(|&v| v != 0.0));
+            assert_eq!(found.as_f32()[768..], [0.0; 256]);
+        }
+    }
+
+    #[test]
+    fn a_context_of_another_kind_is_refused() {
+        let error = times(4, Precision::F32, &[2, 256]).unwrap_err();
+        assert!(error.contains("it was made for 2 steps at most, not for 4"), "{error}");
+        for shape in [&[][..], &[4], &[4, 256, 1], &[4, 255], &[5, 256], &[usize::MAX, 256], &[4, usize::MAX]]
+        {
+            let error = times(1, Precision::F32, shape).unwrap_err();
+            assert!(error.contains("`times` of the shape") && error.contains("compile it again"), "{error}");
+        }
+    }
 }

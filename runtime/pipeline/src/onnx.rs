@@ -194,7 +194,7 @@ fn take(outputs: &mut Vec<(String, Tensor)>, name: &str) -> Result<Tensor, RunEr
 }
 
 /// The modulation of one step.
-fn row(context: &Context, step: usize) -> Result<Tensor, RunError> {
+fn row(context: &[(String, Tensor)], step: usize) -> Result<Tensor, RunError> {
     let missing =
         || RunError::Inconsistent(format!("no context gives a `{MODULATION}` of step {}", step + 1));
     let (_, all) = context.iter().find(|(name, _)| name == MODULATION).ok_or_else(missing)?;
@@ -221,4 +221,22 @@ fn forward(parts: &mut [Loaded], inputs: &[(&str, &Tensor)]) -> Result<Tensor, R
         }
     }
     Err(RunError::Inconsistent("no stage of a step gives a velocity".to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_takes_its_own_row() {
+        let table = Tensor::f32(vec![3, 2, 2], (0..12).map(|i| i as f32).collect());
+        let context =
+            vec![("k".to_string(), Tensor::f32(vec![1], vec![7.0])), (MODULATION.to_string(), table)];
+        let second = row(&context, 1).unwrap();
+        assert_eq!((&second.shape[..], second.as_f32()), (&[1, 2, 2][..], &[4.0, 5.0, 6.0, 7.0][..]));
+        for (context, step) in [(&context[..], 3), (&context[..1], 0)] {
+            let error = row(context, step).unwrap_err().to_string();
+            assert!(error.contains(&format!("`modulation` of step {}", step + 1)), "{error}");
+        }
+    }
 }
