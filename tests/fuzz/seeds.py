@@ -186,7 +186,7 @@ VIDEO = {
 
 def manifest(content, **changes):
     made = {
-        "schema": 1,
+        "schema": 2,
         "created_by": {"name": "turbo-compile", "version": "0.1.0"},
         "backend": {"kind": "onnxruntime-cpu", "min_version": "1.22"},
         "ops": [],
@@ -204,7 +204,7 @@ def manifest(content, **changes):
                 "outputs": [{"name": "v", "dtype": "f32", "shape": [1, 1, 2, 4, 2]}], "state": [],
             }
         ],
-        "experts": {"high": {"steps": ["dit"]}},
+        "experts": {"high": {"context": "dit", "steps": ["dit"]}},
         "entries": [{"path": GRAPH, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}],
         "sources": [],
     }
@@ -247,14 +247,14 @@ def write_engine():
         "videos": [{**VIDEO, "keep_blocks": 1}, {**VIDEO, **short, "keep_blocks": 1}],
         "ops": [{"name": "TurboSageSla", "version": "1"}],
         "stages": stages,
-        "experts": {"high": {"steps": ["a"]}, "low": {"steps": ["b"], "context": "a"}},
+        "experts": {"high": {"context": "a", "steps": ["a"]}, "low": {"steps": ["b"], "context": "a"}},
         "sampling": {"steps": 1, "sigma_max": 200.5, "sampler": "ode", "boundary": 0.9},
         "sources": [{"name": "m.pth", "bytes": 7, "sha256": "0" * 64}],
         "licence": "Apache-2.0",
     }
     save("manifest", "plain", plain)
     save("manifest", "full", manifest(content, **full))
-    save("manifest", "bad_newer", b'{"schema":2,"created_by":{"name":"turbo-compile","version":"9"},"new":[]}')
+    save("manifest", "bad_newer", b'{"schema":3,"created_by":{"name":"turbo-compile","version":"9"},"new":[]}')
     save("manifest", "bad_older", b'{"schema":0}')
     save("manifest", "bad_unknown", manifest(content, extra=1))
     save("manifest", "bad_video", manifest(content, videos=[VIDEO, VIDEO]))
@@ -268,7 +268,7 @@ def write_engine():
     save("engine_zip", "bad_traversal", engine_zip([("../dit.onnx", b""), *good]))
     save("engine_zip", "bad_twice", engine_zip([(GRAPH, b"other"), *good]))
     save("engine_zip", "bad_no_manifest", engine_zip(good[:1]))
-    save("engine_zip", "bad_crc", engine_zip(good).replace(b'"schema":1', b'"schema":7'))
+    save("engine_zip", "bad_crc", engine_zip(good).replace(b'"schema":2', b'"schema":7'))
 
 
 if __name__ == "__main__":

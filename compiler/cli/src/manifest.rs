@@ -48,7 +48,7 @@ pub(crate) fn build(
     let plan = &prepared.plan;
     let experts = 1 + usize::from(plan.boundary.is_some());
     let expert = |index: usize| file::Expert {
-        context: Some(format!("{}_context", expert_name(index, experts))),
+        context: format!("{}_context", expert_name(index, experts)),
         steps: step_names(expert_name(index, experts), plan.parts),
     };
     let parameters = prepared.weights.get(&Source::Dit(0)).map_or(0, |(stored, _)| stored.parameters());

@@ -158,8 +158,8 @@ impl Plan {
     }
 }
 
-/// Most bytes of block weights in one plan: a build took 6.6 GB of the host's memory for 1.3 GB of weights and 11 GB
-/// for 4.2 GB.
+/// Most bytes of block weights in one plan: a build took 6.5 GB of the host's memory for 1.3 GB of weights and 9.2
+/// GB for 4.0 GB.
 const PLAN_WEIGHTS: u64 = 4 << 30;
 
 /// Into how many plans a transformer is split unless the user says: as few as keep the weights of each few enough.

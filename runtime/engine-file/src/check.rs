@@ -385,9 +385,9 @@ impl Manifest {
         let mut experts = vec![("experts.high", &self.experts.high)];
         experts.extend(self.experts.low.iter().map(|low| ("experts.low", low)));
         for (field, expert) in experts {
-            let context = expert.context.iter().map(|name| ("context", name));
             require(!expert.steps.is_empty(), &format!("{field}.steps"), "at least one stage", "none")?;
-            for (part, name) in context.chain(expert.steps.iter().map(|name| ("steps", name))) {
+            let steps = expert.steps.iter().map(|name| ("steps", name));
+            for (part, name) in std::iter::once(("context", &expert.context)).chain(steps) {
                 served.everywhere(&format!("{field}.{part}"), name, self.videos.len())?;
             }
         }

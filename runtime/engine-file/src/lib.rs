@@ -52,7 +52,7 @@ pub use writer::Writer;
 pub const MANIFEST: &str = "manifest.json";
 
 /// The manifest schema that this build writes and reads.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// The data of every entry starts at a multiple of this many bytes: the page size of the common systems.
 pub const ALIGNMENT: u64 = 4096;

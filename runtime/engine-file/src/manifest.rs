@@ -1,4 +1,4 @@
-//! The manifest, schema 1: all that `turbo-run` needs to know about an engine file.
+//! The manifest, schema 2: all that `turbo-run` needs to know about an engine file.
 //!
 //! The JSON schema in `manifest.schema.json` is generated from these types and their documentation.
 //! Any change of meaning, new field included, is a new schema number: unknown fields are errors, so that an
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Number of this schema: 1.
+    /// Number of this schema: 2.
     pub schema: u32,
     /// The program that wrote the file.
     pub created_by: Program,
@@ -392,9 +392,8 @@ pub struct Experts {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Expert {
-    /// Stage that runs once per prompt and prepares the text, where that is a stage of its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub context: Option<String>,
+    /// Stage that runs once per prompt, before the first step: what the text and the times of all steps give.
+    pub context: String,
     /// Stages that run at each step, one after the other. An input `from.NAME` of a stage takes the output `to.NAME` of
     /// the latest stage before it that has one; all other inputs come from the caller.
     pub steps: Vec<String>,

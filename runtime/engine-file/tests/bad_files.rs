@@ -311,10 +311,10 @@ fn manifest_and_directory_list_the_same_entries() {
 
 #[test]
 fn manifests_of_other_schemas_and_without_sense() {
-    let newer = json!({"schema": 2, "created_by": {"name": "turbo-compile", "version": "0.9.0"}});
+    let newer = json!({"schema": 3, "created_by": {"name": "turbo-compile", "version": "0.9.0"}});
     assert_eq!(
         error(&with_manifest(newer.to_string().as_bytes())),
-        "made by turbo-compile 0.9.0 with manifest schema 2, this build reads schema 1: update turbo-run"
+        "made by turbo-compile 0.9.0 with manifest schema 3, this build reads schema 2: update turbo-run"
     );
     assert!(error(&with_manifest(b"{\"schema\": 0}")).contains("compile the checkpoint again"));
     assert!(error(&with_manifest(b"")).starts_with("manifest.json, top level: EOF"));

@@ -44,17 +44,12 @@ impl<'a> Onnx<'a> {
         work: &Denoise<'_>,
     ) -> Result<(Vec<Loaded>, Context), RunError> {
         let expert = run.manifest().expert(expert == Expert::Low);
-        let context = match &expert.context {
-            Some(name) => {
-                let mut stage = self.load(run, name)?;
-                run.events.begin("context", None);
-                let times = work.times(&stage.input_shape("times"))?;
-                let out = stage.run(&[("text_emb", work.text), ("times", &times)])?;
-                run.lap(name.clone());
-                out
-            }
-            None => Vec::new(),
-        };
+        let mut stage = self.load(run, &expert.context)?;
+        run.events.begin("context", None);
+        let times = work.times(&stage.input_shape("times"))?;
+        let context = stage.run(&[("text_emb", work.text), ("times", &times)])?;
+        drop(stage);
+        run.lap(expert.context.clone());
         let steps = expert.steps.iter().map(|name| self.load(run, name)).collect::<Result<_, _>>()?;
         Ok((steps, context))
     }
@@ -198,9 +193,10 @@ fn row(context: &[(String, Tensor)], step: usize) -> Result<Tensor, RunError> {
     let missing =
         || RunError::Inconsistent(format!("no context gives a `{MODULATION}` of step {}", step + 1));
     let (_, all) = context.iter().find(|(name, _)| name == MODULATION).ok_or_else(missing)?;
-    let shape = [&[1], all.shape.get(1..).unwrap_or_default()].concat();
-    let count: usize = shape.iter().product();
+    let rows = all.shape.first().copied().unwrap_or(0);
+    let count = all.as_f32().len().checked_div(rows).filter(|&count| count > 0).ok_or_else(missing)?;
     let row = all.as_f32().get(step * count..(step + 1) * count).ok_or_else(missing)?;
+    let shape = [&[1], all.shape.get(1..).unwrap_or_default()].concat();
     Ok(Tensor::f32(shape, row.to_vec()))
 }
 
@@ -234,7 +230,10 @@ mod tests {
             vec![("k".to_string(), Tensor::f32(vec![1], vec![7.0])), (MODULATION.to_string(), table)];
         let second = row(&context, 1).unwrap();
         assert_eq!((&second.shape[..], second.as_f32()), (&[1, 2, 2][..], &[4.0, 5.0, 6.0, 7.0][..]));
-        for (context, step) in [(&context[..], 3), (&context[..1], 0)] {
+        // No elements, and more of them to a row than there are addresses.
+        let huge = Tensor::f32(vec![0, 1 << 40, 1 << 40], Vec::new());
+        let huge = [(MODULATION.to_string(), huge)];
+        for (context, step) in [(&context[..], 3), (&context[..1], 0), (&huge, 0)] {
             let error = row(context, step).unwrap_err().to_string();
             assert!(error.contains(&format!("`modulation` of step {}", step + 1)), "{error}");
         }

@@ -22,7 +22,7 @@ __device__ int64_t stride() { return static_cast<int64_t>(gridDim.x) * kThreads;
 
 __device__ float roundToBf16(float value) { return __bfloat162float(__float2bfloat16_rn(value)); }
 
-// A TurboTrtSchedule as it lies on the device, and the step that it is at, which is never past the last.
+// The schedule of turbo_trt.h, whose times follow it; and the step that it is at, which is never past the last.
 struct Schedule {
     int64_t next;
     int64_t last;

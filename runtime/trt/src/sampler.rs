@@ -112,7 +112,7 @@ impl Sampler {
         })
     }
 
-    /// Goes on to the next step; from the last one nothing goes on.
+    /// Goes on to the next step. Past the last one, all moves remain those of the last.
     ///
     /// # Errors
     /// What CUDA says.

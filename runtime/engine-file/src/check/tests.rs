@@ -53,15 +53,15 @@ fn every_recipe_can_be_written() {
 
 #[test]
 fn other_schemas_are_named_before_anything_else_is_read() {
-    let newer = br#"{"schema": 2, "created_by": {"name": "turbo-compile", "version": "9.1"}, "new": [[1]]}"#;
+    let newer = br#"{"schema": 3, "created_by": {"name": "turbo-compile", "version": "9.1"}, "new": [[1]]}"#;
     assert_eq!(
         parse_manifest(newer).unwrap_err().to_string(),
-        "made by turbo-compile 9.1 with manifest schema 2, this build reads schema 1: update turbo-run"
+        "made by turbo-compile 9.1 with manifest schema 3, this build reads schema 2: update turbo-run"
     );
     let older = br#"{"schema": 0}"#;
     assert_eq!(
         parse_manifest(older).unwrap_err().to_string(),
-        "made by an unknown program with manifest schema 0, this build reads schema 1: \
+        "made by an unknown program with manifest schema 0, this build reads schema 2: \
          compile the checkpoint again with this version's turbo-compile"
     );
     let rude = br#"{"schema": 3, "created_by": {"name": "\u001b[31m"}}"#;

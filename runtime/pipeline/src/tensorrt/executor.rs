@@ -129,12 +129,9 @@ impl<'a> TensorRt<'a> {
         latent: &Latent,
     ) -> Result<Steps, RunError> {
         let expert = run.manifest().expert(expert == Expert::Low);
-        let mut given = match &expert.context {
-            Some(name) => self.context(run, name, work)?,
-            None => Buffers::new(),
-        };
+        let mut given = self.context(run, &expert.context, work)?;
         let missing =
-            || RunError::Inconsistent(format!("an expert has no context that gives a `{MODULATION}`"));
+            || RunError::Inconsistent(format!("stage `{}` gives no output `{MODULATION}`", expert.context));
         let modulation = given.remove(MODULATION).ok_or_else(missing)?;
         let mut parts: Vec<Stage> = Vec::new();
         for name in &expert.steps {

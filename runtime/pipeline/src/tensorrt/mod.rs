@@ -195,11 +195,15 @@ fn arena_bytes(manifest: &Manifest, video: usize) -> u64 {
     stages(manifest, video).filter_map(|stage| stage.activation_bytes).max().unwrap_or(0)
 }
 
-/// Bytes of the sampler's state beside the steps: the latent in f64, and in f32 the initial noise and that of each step.
+/// Bytes that stay beside the steps: the latent in f64; in f32 the initial noise and that of each step, and what modulates
+/// each, six rows for a block and two for the head.
 fn state_bytes(manifest: &Manifest, video: usize) -> u64 {
+    const STEPS: u64 = turbo_sampler::MAX_STEPS as u64;
     let latent = manifest.videos.get(video).map_or([0; 4], |shape| shape.latent.map(u64::from));
-    let each = size_of::<f64>() + (1 + turbo_sampler::MAX_STEPS) * size_of::<f32>();
-    latent.iter().fold(each as u64, |bytes, &extent| bytes.saturating_mul(extent))
+    let latent = latent.iter().fold(8 + 4 * (1 + STEPS), |bytes, &extent| bytes.saturating_mul(extent));
+    let (layers, dim) = (u64::from(manifest.model.layers), u64::from(manifest.model.dim));
+    let modulation = (4 * STEPS * dim).saturating_mul(6 * layers + 2);
+    latent.saturating_add(modulation)
 }
 
 /// The stage that needs most at its peak, and how much of that is not the arena: its weights and buffers. The parts of
@@ -214,7 +218,8 @@ fn largest(manifest: &Manifest, video: usize) -> Option<(&str, u64)> {
         // The arena is there in every stage, so what else it needs decides.
         let own = peak.saturating_sub(stage.activation_bytes.unwrap_or(0));
         let state = if expert.is_some() && *name == stage.name { state_bytes(manifest, video) } else { 0 };
-        *needs.entry(name).or_default() += own.saturating_add(state);
+        let need = needs.entry(name).or_default();
+        *need = need.saturating_add(own).saturating_add(state);
     }
     needs.into_iter().max_by_key(|&(_, own)| own)
 }

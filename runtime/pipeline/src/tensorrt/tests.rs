@@ -130,11 +130,24 @@ fn the_arena_counts_in_every_stage() {
 fn the_parts_of_an_expert_count_together() {
     let mut manifest = made(&[(12, 1), (19, 18), (12, 2)]);
     manifest.experts.high.steps = vec!["stage_0".to_string(), "stage_2".to_string()];
-    // The latent in f64, noise for the start and four steps in f32.
-    let state =
-        manifest.videos[0].latent.iter().map(|&extent| u64::from(extent)).product::<u64>() * (8 + 5 * 4);
+    // The latent in f64, noise for the start and four steps in f32; what modulates the blocks and the head in each.
+    let latent: u64 = manifest.videos[0].latent.iter().map(|&extent| u64::from(extent)).product();
+    let (layers, dim) = (u64::from(manifest.model.layers), u64::from(manifest.model.dim));
+    let state = latent * (8 + 5 * 4) + 4 * 4 * dim * (6 * layers + 2);
     assert_eq!(largest(&manifest, 0), Some(("stage_0", 21 * GIB + state)));
     assert_eq!(peak_bytes(&manifest, 0), Some(39 * GIB + state));
+    // So it is with the other expert.
+    let low = manifest.experts.low.as_mut().unwrap();
+    low.steps = std::mem::replace(&mut manifest.experts.high.steps, vec!["stage_1".to_string()]);
+    assert_eq!(largest(&manifest, 0), Some(("stage_0", 21 * GIB + state)));
+}
+
+#[test]
+fn more_than_there_can_be_is_refused() {
+    let mut manifest = made(&[(1, 1), (1, 1)]);
+    manifest.experts.high.steps = vec!["stage_0".to_string(), "stage_1".to_string()];
+    manifest.stages.iter_mut().for_each(|stage| stage.peak_memory_bytes = Some(u64::MAX));
+    assert!(fits(&manifest, 0, MemoryInfo { free: GIB, total: GIB }).is_err());
 }
 
 #[test]
