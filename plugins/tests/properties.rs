@@ -326,6 +326,19 @@ proptest! {
     }
 
     #[test]
+    fn queries_keys_and_values_are_three_linears(draw in draw()) {
+        let (fused, one) = (op("TurboW8A8LinearQkv"), op("TurboW8A8Linear"));
+        let case = case(fused, &draw);
+        let inputs = (fused.sample)(&case);
+        let found = run(fused, &case.attrs, &inputs);
+        let attrs = case.attrs.clone().choice("activation", "none");
+        for (i, found) in found.iter().enumerate() {
+            let own = [&inputs[..2], &inputs[2 + 3 * i..5 + 3 * i]].concat();
+            prop_assert_eq!(found, &run(one, &attrs, &own)[0], "{}", fused.outputs[i].name);
+        }
+    }
+
+    #[test]
     fn norms_do_not_see_the_scale_nor_the_layer_norm_the_mean(
         draw in draw(), width in 8..300usize, power in -8..=8i32, sum in -8..=8i32,
     ) {

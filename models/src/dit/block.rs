@@ -5,6 +5,7 @@ use turbo_graph::{DType, Graph, Value};
 use super::attention;
 use super::config::Config;
 use super::linear::Linears;
+use super::modulation::BLOCK;
 use super::recipe::Recipe;
 use crate::Params;
 
@@ -20,7 +21,7 @@ pub(super) struct Block<'a> {
 impl Block<'_> {
     /// `x [b*l, dim]`, the block's rows of the modulation and the text's keys and values, each `[b*text_len, dim]`, to
     /// the next `x`.
-    pub(super) fn forward(&self, g: &mut Graph, x: Value, e: [Value; 6], text: (Value, Value)) -> Value {
+    pub(super) fn forward(&self, g: &mut Graph, x: Value, e: [Value; BLOCK], text: (Value, Value)) -> Value {
         let dim = self.config.dim;
         let linears = Linears::new(self.recipe, self.params);
 

@@ -207,6 +207,48 @@ mod tests {
         }
     }
 
+    /// Linears of 128 to 128, in bf16 and quantised.
+    struct Square;
+
+    impl Weights for Square {
+        fn info(&self, name: &str) -> Option<(DType, Vec<usize>)> {
+            Some(match name.rsplit_once('.')?.1 {
+                "weight" => (DType::Bf16, vec![128, 128]),
+                "int8_weight" => (DType::I8, vec![128, 128]),
+                "scale" => (DType::F32, vec![1, 1]),
+                _ => (DType::F32, vec![128]),
+            })
+        }
+    }
+
+    #[test]
+    fn queries_keys_and_values_have_each_their_own_weights() {
+        let graph = |quantised: bool| {
+            let params = Params::converted(&Square, DType::Bf16);
+            let linear = if quantised { super::super::Linear::W8a8 } else { super::super::Linear::Bf16 };
+            let linears = Linears::new(&Recipe { linear, ..Recipe::default() }, params);
+            let mut g = Graph::new("qkv");
+            let x = g.input("x", DType::Bf16, &[256, 128]);
+            let x = linears.input(&mut g, x);
+            for (i, y) in linears.qkv(&mut g, &x, 128).into_iter().enumerate() {
+                g.output(["q", "k", "v"][i], y);
+            }
+            g.finish().unwrap()
+        };
+        let g = graph(true);
+        let ops: Vec<&str> = g.nodes().iter().map(|node| node.op.as_str()).collect();
+        assert_eq!(ops, ["TurboQuantize", "TurboW8A8LinearQkv"]);
+        let weights: Vec<&str> =
+            g.nodes()[1].inputs[2..].iter().flatten().map(|&v| g.value_name(v)).collect();
+        let own = |leaf| [format!("{leaf}.int8_weight"), format!("{leaf}.scale"), format!("{leaf}.bias")];
+        assert_eq!(weights, ["q", "k", "v"].map(own).concat());
+
+        let g = graph(false);
+        let weights: Vec<&str> =
+            g.nodes().iter().filter_map(|node| Some(g.value_name(node.inputs[1]?))).collect();
+        assert_eq!(weights, ["q.weight", "k.weight", "v.weight"]);
+    }
+
     #[test]
     fn a_plain_linear_takes_its_activation_and_stored_weights() {
         for (compute, expected) in [(DType::Bf16, &["TurboLinear"][..]), (DType::F32, &["Gemm", "Gelu"])] {

@@ -94,7 +94,7 @@ pub fn context(
         outputs.push((format!("{path}.k"), k));
         outputs.push((format!("{path}.v"), v));
     }
-    outputs.push(("modulation".to_string(), modulation::table(&mut g, config, params, times)));
+    outputs.push((modulation::NAME.to_string(), modulation::table(&mut g, config, params, times)));
     for (name, value) in outputs {
         g.output(&name, value);
     }

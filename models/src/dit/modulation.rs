@@ -7,12 +7,12 @@ use super::linear::Linears;
 use crate::Params;
 
 /// Rows of a block, in upstream's order: shift, scale and gate of self-attention, then of the feed-forward network.
-const BLOCK: usize = 6;
+pub(super) const BLOCK: usize = 6;
 /// Rows of the head: shift and scale.
 const HEAD: usize = 2;
 
 /// Input of the denoiser and output of the context.
-const NAME: &str = "modulation";
+pub(super) const NAME: &str = "modulation";
 
 fn rows(config: &Config) -> usize {
     config.layers * BLOCK + HEAD
@@ -86,5 +86,62 @@ impl Rows {
         let first = (0..3).fold(self.rows, |x, axis| g.slice(x, axis, 0, 1));
         let first = g.reshape(first, &[1, 1]);
         g.mul_scalar(first, 0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Weights;
+
+    /// Time layers and modulations of two blocks, 8 wide.
+    struct Small;
+
+    impl Weights for Small {
+        fn info(&self, name: &str) -> Option<(DType, Vec<usize>)> {
+            let shape = match name {
+                "time_embedding.0.weight" => vec![8, 4],
+                "time_embedding.2.weight" => vec![8, 8],
+                "time_projection.1.weight" => vec![48, 8],
+                "time_projection.1.bias" => vec![48],
+                "head.modulation" => vec![1, 2, 8],
+                _ if name.ends_with(".modulation") => vec![1, 6, 8],
+                _ => vec![8],
+            };
+            Some((DType::Bf16, shape))
+        }
+    }
+
+    #[test]
+    fn every_time_has_the_rows_of_all_blocks_and_of_the_head() {
+        let config = Config {
+            dim: 8,
+            ffn_dim: 8,
+            heads: 1,
+            layers: 2,
+            in_dim: 16,
+            out_dim: 16,
+            text_len: 1,
+            text_dim: 8,
+            freq_dim: 4,
+            eps: 1e-6,
+            has_proj_l: false,
+            quantized: false,
+        };
+        for compute in [DType::F32, DType::Bf16] {
+            let mut g = Graph::new("times");
+            let times = g.input("times", DType::F32, &[4, 4]);
+            let all = table(&mut g, &config, Params::new(&Small, compute), times);
+            let rows = Rows::input(&mut g, &config, 1);
+            let ends = [rows.block(&mut g, 0)[0], rows.block(&mut g, 1)[5], rows.head(&mut g)[1]];
+            assert_eq!((g.dtype(all), g.shape(all)), (DType::F32, &[4, 14, 8][..]));
+            assert_eq!(g.shape(rows.rows), [1, 14, 8]);
+            assert!(ends.iter().all(|&row| g.shape(row) == [1, 8]));
+            g.output(NAME, all);
+            for (i, row) in ends.into_iter().enumerate() {
+                g.output(&i.to_string(), row);
+            }
+            g.finish().unwrap();
+        }
     }
 }

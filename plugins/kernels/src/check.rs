@@ -382,6 +382,7 @@ mod tests {
             "TurboQuantize",
             "TurboLinear",
             "TurboW8A8Linear",
+            "TurboW8A8LinearQkv",
             "TurboBlockMap",
             "TurboNormQuantize",
         ];

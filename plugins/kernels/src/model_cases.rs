@@ -11,8 +11,11 @@ const WIDTHS: [(usize, usize); 2] = [(1536, 12), (5120, 40)];
 const LINEAR_ROWS: [usize; 4] = [1, 127, 129, ROWS];
 /// Rows of more tiles than those that run together, for the smallest of the linears.
 const MANY_ROWS: usize = 2177;
-/// Outputs and inputs of the linears: Wan's, and what is no multiple of a tile or even of 16 bytes.
-const LINEARS: [[usize; 2]; 10] = [
+/// Widths of norms whose rows a warp holds in part, and one that is too wide for it, with heads.
+const NORM_EDGES: [(usize, usize); 2] = [(1000, 5), (1544, 1)];
+/// Outputs and inputs of the linears: Wan's, what is no multiple of a tile or even of 16 bytes, and few steps of many
+/// tiles, up to where one warpgroup goes no longer so far ahead.
+const LINEARS: [[usize; 2]; 15] = [
     [1536, 1536],
     [8960, 1536],
     [1536, 8960],
@@ -23,6 +26,11 @@ const LINEARS: [[usize; 2]; 10] = [
     [1536, 17],
     [17, 1536],
     [17, 200],
+    [8960, 128],
+    [8960, 256],
+    [8960, 384],
+    [8960, 2048],
+    [8960, 2176],
 ];
 /// Rows of a query and a key block.
 const TILINGS: [[usize; 2]; 2] = [[128, 64], [64, 128]];
@@ -69,6 +77,9 @@ fn norms(op: &Op) -> Vec<Case> {
                     all.push(case(op, attrs.clone(), &[("m", m), ("c", c), ("g", g)]));
                 }
             }
+            for (c, _) in NORM_EDGES {
+                all.push(case(op, attrs.clone(), &[("m", 333), ("c", c), ("g", 1)]));
+            }
         }
     }
     all
@@ -97,7 +108,7 @@ fn ropes(op: &Op) -> Vec<Case> {
             case(op, attrs, &[("m", b * l), ("l", l), ("c", c)])
         })
     };
-    WIDTHS.into_iter().flat_map(size).collect()
+    WIDTHS.into_iter().chain(NORM_EDGES).flat_map(size).collect()
 }
 
 fn quantize(op: &Op) -> Vec<Case> {

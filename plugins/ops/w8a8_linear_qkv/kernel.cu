@@ -11,7 +11,7 @@ struct Store : w8a8::NothingAhead {
     static constexpr int32_t kLinears = kThree;
     w8a8::Weights weights[kThree];
     T* y[kThree];  // [m, n] each
-    bool wide;     // rows are aligned to 16 bytes, and so are the weights
+    bool wide;     // rows are aligned to 16 bytes
 
     __device__ w8a8::Operands operands(w8a8::Operands x, int32_t linear) const {
         x.weights = w8a8::pick(linear, weights);
@@ -41,7 +41,8 @@ Status launchAs(Call const& call, cudaStream_t stream) {
         store.weights[i] = w8a8::weights(call, TurboW8A8LinearQkv::kInWq + 3 * i);
         store.y[i] = static_cast<T*>(call.out[i].data);
         x.wideBias = x.wideBias && w8a8::aligned(store.weights[i].bias, 4);
-        store.wide = store.wide && w8a8::aligned(store.y[i], x.n) && w8a8::aligned(store.weights[i].w, x.k);
+        x.wideWeights = x.wideWeights && w8a8::aligned(store.weights[i].w, x.k);
+        store.wide = store.wide && w8a8::aligned(store.y[i], x.n);
     }
     return w8a8::launchKernel<kFormat, sizeof(T) == 2>(x, store, stream);
 }

@@ -1,6 +1,7 @@
 //! Queries, keys and values: three linears over the same rows in one launch.
 //!
-//! Each is [`crate::w8a8_linear`] without activation. A GPU fills the end of one with tiles of the next.
+//! Each is [`crate::w8a8_linear`] without activation. A GPU reads the rows once for all three, and has one end of a
+//! launch instead of three.
 
 use turbo_graph::{Graph, Value};
 

@@ -15,6 +15,7 @@ namespace turbo::tile {
 
 constexpr int32_t kBlock = 128;    // columns of a tile; its rows are a multiple
 constexpr int32_t kRaster = 2048;  // rows that CTAs sweep together
+constexpr int32_t kFewestRows = 64;  // of a tile
 
 // Where a tile lies in the whole.
 struct Place {
@@ -25,26 +26,50 @@ struct Place {
 
 // Tiles of kRows by kBlock, where each of kLinears linears has outputs of `x.m` by `x.n`.
 template <int32_t kRows, int32_t kLinears, class Sizes>
-__host__ __device__ int32_t count(Sizes const& x) {
+__host__ __device__ constexpr int32_t count(Sizes const& x) {
     return ((x.m - 1) / kRows + 1) * ((x.n - 1) / kBlock + 1) * kLinears;
 }
 
 // The tile number `id` of them. Those that run together take kRaster rows and as many columns as there are CTAs for: a
 // square of the outputs reads the fewest bytes, and L2 holds them.
 template <int32_t kRows, int32_t kLinears = 1, class Sizes>
-__device__ __forceinline__ Place place(Sizes const& x, int32_t id) {
+__host__ __device__ constexpr Place place(Sizes const& x, int32_t id) {
+    auto const least = [](int32_t a, int32_t b) { return a < b ? a : b; };
     constexpr int32_t kSwept = kRaster / kRows;
     int32_t const tilesM = (x.m - 1) / kRows + 1;
     int32_t const tilesN = (x.n - 1) / kBlock + 1;
     int32_t const across = tilesN * kLinears;
     int32_t const first = id / across / kSwept * kSwept;
-    int32_t const height = min(kSwept, tilesM - first);
+    int32_t const height = least(kSwept, tilesM - first);
     int32_t const within = id - first * across;
     int32_t const row = (first + within % height) * kRows;
     int32_t const linear = kLinears == 1 ? 0 : within / height / tilesN;
     int32_t const column = (within / height - linear * tilesN) * kBlock;
-    return {row, column, min(kRows, x.m - row), min(kBlock, x.n - column), linear};
+    return {row, column, least(kRows, x.m - row), least(kBlock, x.n - column), linear};
 }
+
+// Whether every output of every linear is in one tile.
+template <int32_t kRows, int32_t kLinears>
+constexpr bool coversOnce(int32_t m, int32_t n) {
+    struct {
+        int32_t m, n;
+    } const x{m, n};
+    bool seen[1024] = {};
+    int64_t outputs = 0;
+    int32_t const tiles = count<kRows, kLinears>(x);
+    if (tiles > 1024) return false;
+    for (int32_t id = 0; id < tiles; ++id) {
+        Place const at = place<kRows, kLinears>(x, id);
+        int32_t const across = (n - 1) / kBlock + 1;
+        int32_t const tile = (at.row / kRows * kLinears + at.linear) * across + at.column / kBlock;
+        if (at.row % kRows != 0 || at.column % kBlock != 0 || tile < 0 || tile >= tiles || seen[tile]) return false;
+        seen[tile] = true;
+        outputs += int64_t{at.rows} * at.columns;
+    }
+    return outputs == int64_t{m} * n * kLinears;
+}
+static_assert(coversOnce<64, 1>(4100, 130) && coversOnce<64, 3>(4100, 130) && coversOnce<128, 3>(2048, 256));
+static_assert(coversOnce<256, 1>(2049, 384) && coversOnce<256, 3>(2049, 384) && coversOnce<128, 1>(1, 1));
 
 // Reads `valid` values that nothing writes meanwhile; the others become zeros. With `wide` it reads all, which must
 // exist and be aligned to 16 bytes.
@@ -111,8 +136,8 @@ inline Status checkSizes(int64_t m, int64_t n, int64_t linears = 1) {
     // Rounded up to whole tiles, sizes must remain int32.
     constexpr int64_t kMost = INT32_MAX - 3 * kBlock;
     if (m < 0 || m > kMost || n < 0 || n > kMost) return {"axes `m` and `n` must be below 2^31 - 384"};
-    if (((m + kRaster) / kBlock + 1) * ((n + kBlock - 1) / kBlock) * linears > INT32_MAX) {
-        return {"`y` must have fewer than 2^31 blocks of 128 x 128"};
+    if (((m + kRaster) / kFewestRows + 1) * ((n + kBlock - 1) / kBlock) * linears > INT32_MAX) {
+        return {"the outputs must have fewer than 2^31 tiles of 64 x 128"};
     }
     return {};
 }

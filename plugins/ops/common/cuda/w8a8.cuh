@@ -19,14 +19,16 @@ inline Weights weights(Call const& call, int32_t first) {
 // The operands, the first five inputs of every W8A8 linear.
 inline Operands operands(Call const& call, bool gelu) {
     Weights const own = weights(call, 2);
+    int64_t const k = call.in[0].dim[1];
     return {static_cast<int8_t const*>(call.in[0].data),
             static_cast<float const*>(call.in[1].data),
             own,
             static_cast<int32_t>(call.in[0].dim[0]),
             static_cast<int32_t>(call.in[2].dim[0]),
-            static_cast<int32_t>(call.in[0].dim[1]),
+            static_cast<int32_t>(k),
             gelu,
-            aligned(own.bias, 4)};
+            aligned(own.bias, 4),
+            aligned(own.w, k)};
 }
 
 // Whether the kernels take the operands' sizes, for one linear or several.
@@ -40,13 +42,12 @@ inline Status check(Call const& call, int64_t linears = 1) {
 template <Format kFormat, bool kHalf, class Epilogue>
 Status launchKernel(Operands const& x, Epilogue const& epilogue, cudaStream_t stream) {
     if (x.m == 0 || x.n == 0) return {};
-    hopper::Device device;
-    cudaError_t const error = hopper::describeDevice(device);
-    if (error != cudaSuccess) return {nullptr, error};
-    bool const wide = aligned(x.q, x.k) && aligned(x.weights.w, x.k) && x.wideBias && epilogue.wide;
     if constexpr (kHalf) {
-        Problem const problem{x.m, x.n, x.k, kHalf, wide, Epilogue::kWholeBlocks};
-        if (choose(problem, device.isHopper) == Kernel::kWgmma) {
+        hopper::Device device;
+        cudaError_t const error = hopper::describeDevice(device);
+        if (error != cudaSuccess) return {nullptr, error};
+        bool const wide = aligned(x.q, x.k) && x.wideWeights && x.wideBias && epilogue.wide;
+        if (choose({x.m, x.n, x.k, wide, Epilogue::kWholeBlocks}, device.isHopper) == Kernel::kWgmma) {
             return wgmma::launch<kFormat>(x, epilogue, device.multiprocessors, stream);
         }
     }

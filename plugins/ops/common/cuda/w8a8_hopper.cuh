@@ -22,6 +22,9 @@ struct Shared {
 };
 constexpr int32_t kShared = sizeof(Shared) + hopper::kAlignment;
 constexpr int32_t kFewSteps = 16;
+// Steps that the first warpgroup is ahead of the second; it would wait for ever for a step more than there is room for.
+constexpr int32_t kAhead = 1, kMostAhead = 2;
+static_assert(kMostAhead < steps::kStages);
 static_assert(kShared <= 227 * 1024);
 
 #if TURBO_HOPPER
@@ -107,7 +110,7 @@ __device__ __forceinline__ void multiply(
     bool const leads = threadIdx.x % 32 == 0;
     // What one has done and the other has not takes room from what is fetched ahead, and epilogues cost less where a tile
     // has many steps.
-    int32_t const ahead = kHalves * (steps <= kFewSteps ? 2 : 1);
+    int32_t const ahead = kHalves * (steps <= kFewSteps ? kMostAhead : kAhead);
     if (kTurns && warpgroup == 1) hopper::endTurn(warpgroup);
     hopper::Ring<steps::kStages> ring;
     Sums<kFormat> sums;

@@ -32,6 +32,7 @@ struct Sizes {
     static constexpr int32_t kThreads = 32 * kWarps;
     static constexpr int32_t kShared = kStages * kStage;
     static_assert((kRows * kPitch + kWarps) * sizeof(float) <= kShared && kShared <= 99 * 1024);
+    static_assert(kRows >= tile::kFewestRows);
 };
 using Tall = Sizes<kBlock, 3>;
 // Half as many outputs in half the memory, so that two CTAs share a multiprocessor that has 100 KiB of it.
@@ -302,7 +303,7 @@ Status start(void (*kernel)(P...), X const& x, cudaStream_t stream, P const&... 
 
 template <class S, Format kFormat, class Epilogue>
 Status launch(Operands const& x, Epilogue const& epilogue, cudaStream_t stream) {
-    bool const async = aligned(x.q, x.k) && aligned(x.weights.w, x.k) && (Epilogue::kLinears == 1 || epilogue.wide);
+    bool const async = aligned(x.q, x.k) && x.wideWeights;
     auto* const chosen = async ? kernel<S, kFormat, Epilogue, true> : kernel<S, kFormat, Epilogue, false>;
     return start<S, Epilogue::kLinears>(chosen, x, stream, x, epilogue);
 }

@@ -44,8 +44,9 @@ struct Operands {
     float const* s;   // scales [ceil(m/128), ceil(k/128)]
     Weights weights;
     int32_t m, n, k;
-    bool gelu;        // the tanh GELU follows the bias
-    bool wideBias;    // it begins at a multiple of 16 bytes
+    bool gelu;         // the tanh GELU follows the bias
+    bool wideBias;     // the bias begins at a multiple of 16 bytes, and
+    bool wideWeights;  // so do rows of weights, of all linears of a launch
 };
 
 // One of an array of kernel arguments, which an index would first copy to memory.
