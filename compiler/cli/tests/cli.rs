@@ -217,7 +217,7 @@ fn inspect_shows_what_is_inside() {
     }
     let json = command().arg("inspect").arg(&engine).args(["--json", "--verify"]).output().unwrap();
     let json: Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!(json["schema"], 1);
+    assert_eq!(json["schema"], turbo_engine_file::SCHEMA);
     let engine = model.compile(&FOUR).engine();
     let text = command().arg("inspect").arg(&engine).output().unwrap();
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
