@@ -150,7 +150,7 @@ pub fn denoiser_part(
     }
     let (is_first, is_last) = (blocks.start == 0, blocks.end == config.layers);
     let latent = |channels: usize| [batch, channels, size.frames, size.height, size.width];
-    let x = match is_first {
+    let mut x = match is_first {
         true => {
             let mut x = g.input("x", DType::F32, &latent(config.out_dim));
             if config.in_dim > config.out_dim {
@@ -170,15 +170,12 @@ pub fn denoiser_part(
         })
         .collect();
 
-    let mut x = match is_first {
-        true => {
-            let x = g.cast(x, params.compute);
-            let x = patchify(&mut g, x, config.in_dim, [t, h, w]);
-            let x = Linears::plain(params).named(&mut g, "patch_embedding", x, config.dim);
-            g.label(x, "patch_embedding")
-        }
-        false => x,
-    };
+    if is_first {
+        x = g.cast(x, params.compute);
+        x = patchify(&mut g, x, config.in_dim, [t, h, w]);
+        x = Linears::plain(params).named(&mut g, "patch_embedding", x, config.dim);
+        x = g.label(x, "patch_embedding");
+    }
     let zero = modulation.zero(&mut g);
     let rope = rope::table(&mut g, config.head_dim(), [t, h, w], zero);
     for (i, text) in texts {

@@ -13,9 +13,9 @@
 
 namespace turbo::tile {
 
-constexpr int32_t kBlock = 128;    // columns of a tile; its rows are a multiple
-constexpr int32_t kRaster = 2048;  // rows that CTAs sweep together
-constexpr int32_t kFewestRows = 64;  // of a tile
+constexpr int32_t kBlock = 128;      // columns of a tile
+constexpr int32_t kFewestRows = 64;  // of a tile; its rows divide kRaster
+constexpr int32_t kRaster = 2048;    // rows that CTAs sweep together
 
 // Where a tile lies in the whole.
 struct Place {

@@ -29,7 +29,7 @@
 
 namespace turbo::w8a8 {
 
-// Tiles are made of blocks of the scales.
+// Tiles are made of blocks of the scales, or are half of one: rows that are multiplied together have one scale.
 using tile::kBlock;
 using tile::aligned, tile::checkSizes, tile::geluTanh, tile::load, tile::Place, tile::place, tile::store;
 
