@@ -22,19 +22,20 @@ constexpr int32_t kLanes = kBlock / kWarp; // a lane's columns of a block
 constexpr int32_t kWords = kLanes / 2;
 constexpr int32_t kWarps = 20;
 constexpr int32_t kWidest = kWarps * kColumns;
-// Rows, and 8 KiB beside them.
-static_assert(kRows * kWidest * sizeof(uint16_t) + 8 * 1024 <= 227 * 1024);
+// Rows, and 11 KiB beside them.
+static_assert(kRows * kWidest * sizeof(uint16_t) + 11 * 1024 <= 227 * 1024);
 
 // The sum of elements and that of their squared differences from their mean; of RMS, 0 and the sum of their squares.
 struct Sums {
     float sum, squares;
 };
 
-#if TURBO_HOPPER
+// What normalises a row: x * factor + offset.
+struct Line {
+    float factor, offset;
+};
 
-__device__ __forceinline__ void syncCluster() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
+#if TURBO_HOPPER
 
 // Writes a word to another CTA's shared memory, at the place of this CTA's `shared`; its bytes count at that CTA's
 // barrier. The stores before it need not have ended, as they must before a barrier of the cluster.
@@ -95,8 +96,9 @@ template <Format kFormat, class T, class Arguments>
 __global__ void __launch_bounds__(kWarps * kWarp) kernel(Arguments a) {
 #if TURBO_HOPPER
     extern __shared__ uint4 memory[];  // [warps][kRows][kColumns] of T
-    __shared__ Sums partial[kWarps][kRows];
-    __shared__ Moments copies[kWarps][kRows];
+    // Two, since other warps may be a tile ahead.
+    __shared__ Sums partials[2][kWarps][kRows];
+    __shared__ Line lines[kWarps][kRows];
     // Two, since other CTAs may be a tile ahead.
     __shared__ uint32_t tops[2][kWarps][kBlocks][kCtas];
     __shared__ uint64_t barriers[2];
@@ -132,7 +134,8 @@ __global__ void __launch_bounds__(kWarps * kWarp) kernel(Arguments a) {
         hopper::publishBarriers();
     }
     __syncwarp();
-    syncCluster();
+    arriveAtCluster();
+    awaitCluster();
     for (hopper::Ring<2> turn; tile < tiles; tile += clusters, turn.advance()) {
         uint32_t const barrier = sharedAddress(&barriers[turn.stage]);
         if (threadIdx.x == 0) hopper::expectBytes(barrier, warps * sizeof(tops[0][0]));
@@ -158,6 +161,7 @@ __global__ void __launch_bounds__(kWarps * kWarp) kernel(Arguments a) {
             Sums const others = {__shfl_xor_sync(kAllLanes, sums.sum, i), __shfl_xor_sync(kAllLanes, sums.squares, i)};
             sums = merge(sums, others, kBlocks * kLanes * i);
         }
+        auto& partial = partials[turn.stage];
         if (lane < kRows) partial[warp][lane] = sums;
         __syncthreads();
         // Lanes of the same row share the warps' sums of it.
@@ -175,13 +179,15 @@ __global__ void __launch_bounds__(kWarps * kWarp) kernel(Arguments a) {
         }
 #pragma unroll
         for (int32_t i = kRows; i < kWarp; i *= 2) sums.squares += __shfl_xor_sync(kAllLanes, sums.squares, i);
-        if (lane < kRows) copies[warp][lane] = {mean, __frsqrt_rn(sums.squares / count + a.kind.eps)};
+        float const rest = __frsqrt_rn(sums.squares / count + a.kind.eps);
+        if (lane < kRows) lines[warp][lane] = {rest, -mean * rest};
         __syncwarp();
 
-        // Calls `visit(row, values)` with the normalised rows in one of the warp's blocks.
+        // Calls `visit(row, values)` with the normalised rows in one of the warp's blocks, times a factor: two fused
+        // operations a value, whatever the factor.
         int32_t const first = firstOf(tile), last = lastOf(first), group = first / a.rowsOfGroup;
         bool const oneGroup = group == (first + last) / a.rowsOfGroup;
-        auto const forEach = [&](int32_t block, auto visit) {
+        auto const forEach = [&](int32_t block, float times, auto visit) {
             int32_t at = column + block * kBlock;
             int32_t end = last;
             asm volatile("" : "+r"(at), "+r"(end));  // addresses are not worth registers from one block to the next
@@ -189,13 +195,17 @@ __global__ void __launch_bounds__(kWarps * kWarp) kernel(Arguments a) {
             auto const modulateAs = [&](int32_t group) {
                 load<true>(scale, a.scale + static_cast<int64_t>(group) * a.width + at);
                 load<true>(shift, a.shift + static_cast<int64_t>(group) * a.width + at);
+#pragma unroll
+                for (int32_t i = 0; i < kLanes; ++i) scale[i] *= times, shift[i] *= times;
             };
             auto const visitRow = [&](int32_t row, uint32_t low, uint32_t high) {
-                Moments const moments = copies[warp][row];
+                Line const line = lines[warp][row];
                 float2 const pairs[] = {attn::unpack<T>(low), attn::unpack<T>(high)};
                 float v[kLanes] = {pairs[0].x, pairs[0].y, pairs[1].x, pairs[1].y};
 #pragma unroll
-                for (int32_t i = 0; i < kLanes; ++i) v[i] = normalize(v[i], moments, scale[i], shift[i]);
+                for (int32_t i = 0; i < kLanes; ++i) {
+                    v[i] = fmaf(fmaf(v[i], line.factor, line.offset), scale[i], shift[i]);
+                }
                 visit(min(row, end), v);
             };
             if (oneGroup) {
@@ -220,7 +230,7 @@ __global__ void __launch_bounds__(kWarps * kWarp) kernel(Arguments a) {
 #pragma unroll
         for (int32_t block = 0; block < kBlocks; ++block) {
             float amax = kLeastAmax;
-            forEach(block, [&](int32_t, float (&v)[kLanes]) {
+            forEach(block, 1.0f, [&](int32_t, float (&v)[kLanes]) {
 #pragma unroll
                 for (int32_t i = 0; i < kLanes; ++i) amax = fmaxf(amax, fabsf(v[i]));
             });
@@ -246,8 +256,8 @@ __global__ void __launch_bounds__(kWarps * kWarp) kernel(Arguments a) {
             int8_t* q = a.q + static_cast<int64_t>(first) * a.width + column + block * kBlock;
             asm volatile("" : "+l"(q));  // nor are its parts
             __builtin_assume(__isGlobal(q));
-            forEach(block, [&](int32_t row, float (&v)[kLanes]) {
-                *reinterpret_cast<uint32_t*>(q + int64_t{row} * a.width) = toWord<kFormat>(v, factors[block]);
+            forEach(block, factors[block], [&](int32_t row, float (&v)[kLanes]) {
+                *reinterpret_cast<uint32_t*>(q + int64_t{row} * a.width) = toWord<kFormat>(v, 1.0f);
             });
         }
     }
