@@ -21,22 +21,27 @@ constexpr int32_t kMmaColumns = 8;
 constexpr int32_t kMmaK = 32;
 constexpr int32_t kPitch = kTile + 8;   // floats from row to row of the outputs: stores meet no bank twice
 
-// Sizes of a tile and of what a CTA takes for it.
-template <int32_t kRowsOfTile, int32_t kStepsHeld>
+// Sizes of a tile, of what a CTA takes for it, and how many CTAs of a cluster work together.
+template <int32_t kRowsOfTile, int32_t kStepsHeld, int32_t kClusterSize = 1>
 struct Sizes {
     static constexpr int32_t kRows = kRowsOfTile;
     static constexpr int32_t kStages = kStepsHeld;  // steps in shared memory
+    static constexpr int32_t kCtas = kClusterSize;
     static constexpr int32_t kBytesX = kRows * kTile;
     static constexpr int32_t kStage = kBytesX + kTile * kTile;
     static constexpr int32_t kWarps = (kRows / kWarpRows) * (kTile / kWarpColumns);
     static constexpr int32_t kThreads = 32 * kWarps;
-    static constexpr int32_t kShared = kStages * kStage;
-    static_assert((kRows * kPitch + kWarps) * sizeof(float) <= kShared && kShared <= 99 * 1024);
+    // Behind the steps, what other CTAs write here.
+    static constexpr int32_t kOthersAt = kStages * kStage;
+    static constexpr int32_t kShared = kOthersAt + (kCtas > 1 ? 16 : 0);
+    static_assert((kRows * kPitch + kWarps) * sizeof(float) <= kOthersAt && kShared <= 99 * 1024);
     static_assert(kRows >= tile::kFewestRows);
 };
 using Tall = Sizes<kBlock, 3>;
 // Half as many outputs in half the memory, so that two CTAs share a multiprocessor that has 100 KiB of it.
 using Short = Sizes<kBlock / 2, 2>;
+// Two of those that have a block of 128 x 128.
+using Pair = Sizes<kBlock / 2, 2, 2>;
 
 // A tile of outputs in shared memory.
 template <class S>
@@ -76,10 +81,23 @@ struct Tile {
         __syncthreads();
 #pragma unroll
         for (int32_t warp = 0; warp < kWarps; ++warp) value = fmaxf(value, scratch[warp]);
+#if __CUDA_ARCH__ >= 900
+        if constexpr (S::kCtas > 1) {
+            static_assert(S::kCtas == 2);
+            float* const others = y + S::kOthersAt / sizeof(float);
+            // The other one has begun.
+            awaitCluster();
+            uint32_t const other = 1 - blockIdx.x % S::kCtas;
+            if (threadIdx.x == 0) storeToCta(other, sharedAddress(others), __float_as_uint(value));
+            arriveAtCluster();
+            awaitCluster();
+            value = fmaxf(value, *others);
+        }
+#endif
         return value;
     }
 
-    __device__ __forceinline__ bool isFirst() const { return threadIdx.x == 0; }
+    __device__ __forceinline__ bool isFirst() const { return threadIdx.x == 0 && blockIdx.x % S::kCtas == 0; }
 
 private:
     template <int32_t kWidth, class Visit>
@@ -275,11 +293,22 @@ __device__ __forceinline__ Tile<S> sumSteps(uint8_t* memory, Place const& at, Lo
 
 template <class S, Format kFormat, class Epilogue, bool kAsync>
 __global__ void __launch_bounds__(S::kThreads) kernel(Operands x, Epilogue epilogue) {
+#if __CUDA_ARCH__ >= 900
+    if constexpr (S::kCtas > 1) arriveAtCluster();
+#else
+    if constexpr (S::kCtas > 1) return;
+#endif
     extern __shared__ __align__(1024) uint8_t memory[];
-    Place const at = place<S::kRows, Epilogue::kLinears>(x, static_cast<int32_t>(blockIdx.x));
+    Place at = place<S::kRows * S::kCtas, Epilogue::kLinears>(x, static_cast<int32_t>(blockIdx.x / S::kCtas));
+    if constexpr (S::kCtas > 1) {
+        // The last block may have no rows for the second.
+        int32_t const before = static_cast<int32_t>(blockIdx.x % S::kCtas) * S::kRows;
+        at.row += before;
+        at.rows = min(S::kRows, at.rows - before);
+    }
     auto const& own = epilogue.operands(x, at.linear);
     int32_t const steps = (x.k - 1) / kTile + 1;
-    LoaderX<S> const loadQ{x.q + static_cast<int64_t>(at.row) * x.k, at.rows - 1, x.k};
+    LoaderX<S> const loadQ{x.q + static_cast<int64_t>(min(at.row, x.m - 1)) * x.k, max(at.rows, 1) - 1, x.k};
     LoaderW<S> const loadW{own.weights.w + static_cast<int64_t>(at.column) * x.k, at.columns - 1, x.k};
     float const* const s = x.s + static_cast<int64_t>(at.row / kTile) * steps;
     float const* const ws = own.weights.ws + static_cast<int64_t>(at.column / kTile) * steps;
@@ -293,12 +322,27 @@ template <class S, int32_t kLinears = 1, class X, class... P>
 Status start(void (*kernel)(P...), X const& x, cudaStream_t stream, P const&... arguments) {
     cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kShared);
     if (error != cudaSuccess) return {nullptr, error};
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = S::kCtas;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(tile::count<S::kRows, kLinears>(x));
+    config.gridDim = dim3(tile::count<S::kRows * S::kCtas, kLinears>(x) * S::kCtas);
     config.blockDim = dim3(S::kThreads);
     config.dynamicSmemBytes = S::kShared;
     config.stream = stream;
+    config.attrs = &cluster;
+    config.numAttrs = S::kCtas > 1 ? 1 : 0;
     return launched(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+// Whether the code of the kernel that the device runs was compiled for clusters.
+template <Format kFormat, class Epilogue>
+cudaError_t findClusters(bool& found) {
+    cudaFuncAttributes attributes = {};
+    cudaError_t const error = cudaFuncGetAttributes(&attributes, kernel<Pair, kFormat, Epilogue, true>);
+    found = attributes.ptxVersion >= 90;
+    return error;
 }
 
 template <class S, Format kFormat, class Epilogue>
