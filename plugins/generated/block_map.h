@@ -9,13 +9,13 @@ namespace turbo {
 
 struct TurboBlockMap {
     static constexpr char const* kName = "TurboBlockMap";
-    static constexpr char const* kVersion = "2";
+    static constexpr char const* kVersion = "3";
 
-    enum Input { kInQ, kInK };
+    enum Input { kInQSums, kInKSums };
     enum Output { kOutLut };
 
     struct Attrs {
-        int32_t batch;  // batch entries; rows are divided evenly among them
+        int32_t tokens;  // tokens of a sequence
         int32_t heads;  // attention heads
         int32_t block_q;  // queries of a block
         int32_t block_k;  // keys of a block
@@ -23,7 +23,7 @@ struct TurboBlockMap {
 
         template <class Visitor>
         void visit(Visitor&& visitor) {
-            visitor("batch", batch);
+            visitor("tokens", tokens);
             visitor("heads", heads);
             visitor("block_q", block_q);
             visitor("block_k", block_k);
@@ -31,30 +31,32 @@ struct TurboBlockMap {
         }
     };
 
-    static constexpr Type kInputTypes[] = {Type::kT, Type::kT};
+    static constexpr Type kInputTypes[] = {Type::kF32, Type::kF32};
     static constexpr Type kOutputTypes[] = {Type::kI32};
-    static constexpr int32_t kInputRanks[] = {2, 2};
+    static constexpr int32_t kInputRanks[] = {3, 3};
     static constexpr int32_t kOutputRanks[] = {4};
-    static constexpr char const* kInputNames[] = {"q", "k"};
+    static constexpr char const* kInputNames[] = {"q_sums", "k_sums"};
     static constexpr char const* kOutputNames[] = {"lut"};
 
     // What the sizes of the inputs must be: `expect(i, d, size, as written)` for each axis d of input i.
     template <class Shapes>
     static void inputShapes(Shapes& s, Attrs const& a) {
         (void)a;
-        s.expect(0, 0, s.in(0, 0), "m");
-        s.expect(0, 1, s.in(0, 1), "c");
-        s.expect(1, 0, s.in(0, 0), "m");
-        s.expect(1, 1, s.in(0, 1), "c");
+        s.expect(0, 0, s.in(0, 0), "b");
+        s.expect(0, 1, s.ceilDiv(s.constant(a.tokens), s.constant(32)), "ceil(tokens/32)");
+        s.expect(0, 2, s.in(0, 2), "c");
+        s.expect(1, 0, s.in(0, 0), "b");
+        s.expect(1, 1, s.ceilDiv(s.constant(a.tokens), s.constant(32)), "ceil(tokens/32)");
+        s.expect(1, 2, s.in(0, 2), "c");
     }
 
     // Shapes of the outputs from those of the inputs; `in(i, d)` is axis d of input i.
     template <class Shapes>
     static void outputShapes(Shapes& s, Attrs const& a) {
         (void)a;
-        s.set(0, 0, s.constant(a.batch));  // lut: batch
+        s.set(0, 0, s.in(0, 0));  // lut: b
         s.set(0, 1, s.constant(a.heads));  // lut: heads
-        s.set(0, 2, s.ceilDiv(s.div(s.in(0, 0), s.constant(a.batch)), s.constant(a.block_q)));  // lut: ceil(m/batch/block_q)
+        s.set(0, 2, s.ceilDiv(s.constant(a.tokens), s.constant(a.block_q)));  // lut: ceil(tokens/block_q)
         s.set(0, 3, s.constant(a.keep));  // lut: keep
     }
 };

@@ -9,9 +9,9 @@ namespace turbo {
 
 struct TurboSageAttention {
     static constexpr char const* kName = "TurboSageAttention";
-    static constexpr char const* kVersion = "2";
+    static constexpr char const* kVersion = "3";
 
-    enum Input { kInQ, kInK, kInV };
+    enum Input { kInQ, kInK, kInV, kInKSums };
     enum Output { kOutO };
 
     struct Attrs {
@@ -31,11 +31,11 @@ struct TurboSageAttention {
         }
     };
 
-    static constexpr Type kInputTypes[] = {Type::kT, Type::kT, Type::kT};
+    static constexpr Type kInputTypes[] = {Type::kT, Type::kT, Type::kT, Type::kF32};
     static constexpr Type kOutputTypes[] = {Type::kT};
-    static constexpr int32_t kInputRanks[] = {2, 2, 2};
+    static constexpr int32_t kInputRanks[] = {2, 2, 2, 3};
     static constexpr int32_t kOutputRanks[] = {2};
-    static constexpr char const* kInputNames[] = {"q", "k", "v"};
+    static constexpr char const* kInputNames[] = {"q", "k", "v", "k_sums"};
     static constexpr char const* kOutputNames[] = {"o"};
 
     // What the sizes of the inputs must be: `expect(i, d, size, as written)` for each axis d of input i.
@@ -48,6 +48,9 @@ struct TurboSageAttention {
         s.expect(1, 1, s.in(0, 1), "c");
         s.expect(2, 0, s.in(1, 0), "n");
         s.expect(2, 1, s.in(0, 1), "c");
+        s.expect(3, 0, s.constant(a.batch), "batch");
+        s.expect(3, 1, s.ceilDiv(s.div(s.in(1, 0), s.constant(a.batch)), s.constant(32)), "ceil(n/batch/32)");
+        s.expect(3, 2, s.in(0, 1), "c");
     }
 
     // Shapes of the outputs from those of the inputs; `in(i, d)` is axis d of input i.

@@ -9,9 +9,9 @@ namespace turbo {
 
 struct TurboSageSla {
     static constexpr char const* kName = "TurboSageSla";
-    static constexpr char const* kVersion = "2";
+    static constexpr char const* kVersion = "3";
 
-    enum Input { kInQ, kInK, kInV, kInLut, kInProjW, kInProjB };
+    enum Input { kInQ, kInK, kInV, kInLut, kInProjW, kInProjB, kInKSums };
     enum Output { kOutO };
 
     struct Attrs {
@@ -31,11 +31,11 @@ struct TurboSageSla {
         }
     };
 
-    static constexpr Type kInputTypes[] = {Type::kT, Type::kT, Type::kT, Type::kI32, Type::kF32, Type::kF32};
+    static constexpr Type kInputTypes[] = {Type::kT, Type::kT, Type::kT, Type::kI32, Type::kF32, Type::kF32, Type::kF32};
     static constexpr Type kOutputTypes[] = {Type::kT};
-    static constexpr int32_t kInputRanks[] = {2, 2, 2, 4, 2, 1};
+    static constexpr int32_t kInputRanks[] = {2, 2, 2, 4, 2, 1, 3};
     static constexpr int32_t kOutputRanks[] = {2};
-    static constexpr char const* kInputNames[] = {"q", "k", "v", "lut", "proj_w", "proj_b"};
+    static constexpr char const* kInputNames[] = {"q", "k", "v", "lut", "proj_w", "proj_b", "k_sums"};
     static constexpr char const* kOutputNames[] = {"o"};
 
     // What the sizes of the inputs must be: `expect(i, d, size, as written)` for each axis d of input i.
@@ -55,6 +55,9 @@ struct TurboSageSla {
         s.expect(4, 0, s.div(s.in(0, 1), s.constant(a.heads)), "c/heads");
         s.expect(4, 1, s.div(s.in(0, 1), s.constant(a.heads)), "c/heads");
         s.expect(5, 0, s.div(s.in(0, 1), s.constant(a.heads)), "c/heads");
+        s.expect(6, 0, s.constant(a.batch), "batch");
+        s.expect(6, 1, s.ceilDiv(s.div(s.in(0, 0), s.constant(a.batch)), s.constant(32)), "ceil(m/batch/32)");
+        s.expect(6, 2, s.in(0, 1), "c");
     }
 
     // Shapes of the outputs from those of the inputs; `in(i, d)` is axis d of input i.

@@ -72,15 +72,28 @@ fn case(op: &Op, draw: &Draw) -> Case {
     let c = if has_heads { draw.heads * d } else { n };
     // Queries and keys are rows of whole sequences.
     let [m, n] = if has_heads { draw.rows.map(|l| draw.b * l) } else { [m, n] };
-    let keep = 1 + pick % draw.rows[0].div_ceil(draw.blocks[1]);
+    // Sums are of 32 rows.
+    let blocks =
+        if op.name == "TurboBlockMap" { draw.blocks.map(|b| b.next_multiple_of(32)) } else { draw.blocks };
+    let keep = 1 + pick % draw.rows[0].div_ceil(blocks[1]);
     let divisors: Vec<usize> = (1..=m).filter(|g| m % g == 0).collect();
     let g = divisors[pick % divisors.len()];
-    let axes = [("l", draw.rows[0]), ("c", c), ("g", g), ("keep", keep), ("m", m), ("k", k), ("n", n)];
+    let axes = [
+        ("b", draw.b),
+        ("l", draw.rows[0]),
+        ("c", c),
+        ("g", g),
+        ("keep", keep),
+        ("m", m),
+        ("k", k),
+        ("n", n),
+    ];
     let attrs = op.attrs.iter().fold(Attrs::new(), |attrs, def| match (def.name, def.kind) {
         ("batch", _) => attrs.int("batch", draw.b),
         ("heads", _) => attrs.int("heads", draw.heads),
-        ("block_q", _) => attrs.int("block_q", draw.blocks[0]),
-        ("block_k", _) => attrs.int("block_k", draw.blocks[1]),
+        ("tokens", _) => attrs.int("tokens", draw.rows[0]),
+        ("block_q", _) => attrs.int("block_q", blocks[0]),
+        ("block_k", _) => attrs.int("block_k", blocks[1]),
         ("keep", _) => attrs.int("keep", keep),
         ("eps", _) => attrs.float("eps", [1e-6, 1e-5, 1e-2][pick / 2 % 3]),
         (name, AttrKind::Choice(words)) => attrs.choice(name, words[pick / 4 % words.len()]),
@@ -189,10 +202,8 @@ fn rows_are_divided_evenly_or_refused() {
     let norm = Attrs::new().choice("kind", "rms").float("eps", 1e-6);
     let rope = Attrs::new().int("heads", 1).float("eps", 1e-6);
     let dense = Attrs::new().int("batch", 2).int("heads", 1);
-    let map = dense.clone().int("block_q", 64).int("block_k", 64).int("keep", 1);
     let takes = |name: &str, attrs: &Attrs, shapes: &[&[usize]]| op(name).check(attrs, shapes).is_ok();
     for (rows, taken) in [(6, true), (7, false), (0, false)] {
-        assert_eq!(takes("TurboBlockMap", &map, &[&[rows, 8], &[rows, 8]]), taken, "{rows} rows");
         assert_eq!(takes("TurboAttention", &dense, &[&[rows, 8], &[4, 8], &[4, 8]]), taken, "{rows} queries");
         assert_eq!(takes("TurboAttention", &dense, &[&[4, 8], &[rows, 8], &[rows, 8]]), taken, "{rows} keys");
     }
@@ -204,6 +215,17 @@ fn rows_are_divided_evenly_or_refused() {
             "{rows} rows"
         );
     }
+}
+
+#[test]
+fn block_maps_take_as_many_sums_as_tokens_have() {
+    let attrs = Attrs::new().int("tokens", 65).int("heads", 2).int("block_k", 64).int("keep", 2);
+    let takes = |block_q: usize, sums: usize, c: usize| {
+        let shape = [3, sums, c];
+        op("TurboBlockMap").check(&attrs.clone().int("block_q", block_q), &[&shape, &shape]).is_ok()
+    };
+    assert!(takes(96, 3, 8));
+    assert!(!takes(96, 2, 8) && !takes(96, 3, 9) && !takes(80, 3, 8));
 }
 
 static POOLS: LazyLock<[ThreadPool; 2]> =
@@ -441,7 +463,10 @@ proptest! {
                 "TurboAttention" => Attrs::new().int("batch", draw.b).int("heads", heads),
                 _ => case.attrs,
             };
-            let expected = run(op(dense), &attrs, &inputs[..3]).remove(0).to_f64();
+            // Keys are smoothed by the last input.
+            let sums = inputs.get(6).cloned();
+            let inputs: Vec<Tensor> = inputs[..3].iter().cloned().chain(sums).collect();
+            let expected = run(op(dense), &attrs, &inputs).remove(0).to_f64();
             let error = rel_l2(&found, &expected);
             prop_assert!(error < 2e-6, "{sparse} is {error:.1e} from {dense}");
         }

@@ -54,11 +54,11 @@ impl Block<'_> {
         input: &super::linear::Input,
     ) -> super::linear::Input {
         let [q, k, v] = linears.qkv(g, input, self.config.dim);
-        let q = attention::norm_rope(g, self.config, self.params, "norm_q", q, self.grid_rope);
-        let q = g.label(q, "q_rope");
-        let k = attention::norm_rope(g, self.config, self.params, "norm_k", k, self.grid_rope);
-        let k = g.label(k, "k_rope");
-        let y = attention::self_attention(g, self.config, self.recipe, self.params, self.batch, [q, k, v]);
+        let mut q = attention::norm_rope(g, self.config, self.params, "norm_q", q, self.grid_rope);
+        q.rows = g.label(q.rows, "q_rope");
+        let mut k = attention::norm_rope(g, self.config, self.params, "norm_k", k, self.grid_rope);
+        k.rows = g.label(k.rows, "k_rope");
+        let y = attention::self_attention(g, self.config, self.recipe, self.params, self.batch, [q, k], v);
         let y = g.label(y, "attn");
         linears.input(g, y)
     }

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use turbo_ops::common::quant::{FORMAT, Format, quantize};
-use turbo_ops::{Attrs, Case, Dims, Op, Rng, TensorDef, find};
+use turbo_ops::{Attrs, Case, Dims, Op, Rng, TensorDef, Ty, find};
 
 use crate::check::{arguments, input_shapes, output_shapes};
 use crate::elements::{Element, attrs_for};
@@ -222,11 +222,12 @@ fn benches(model: &Model) -> Vec<Bench> {
         let tiled = with_heads.clone().int("block_q", block_q).int("block_k", block_k);
         let keep = (l.div_ceil(block_k) / 10).max(1);
         let kept = keep * block_k;
+        let attrs = Attrs::new().int("heads", heads).int("block_q", block_q).int("block_k", block_k);
         add(
             "TurboBlockMap",
             &format!("{tiling} top 0.1"),
-            tiled.clone().int("keep", keep),
-            &tokens,
+            attrs.int("tokens", l).int("keep", keep),
+            &[("b", 1), ("c", c)],
             Work::default(),
         );
         add(
@@ -270,7 +271,11 @@ fn time(library: &Library, ceilings: &Ceilings, bench: &Bench) -> Result<Figures
             let block = Block::new(library, bytes(def, shape))?;
             match Element::of(def.ty, activation) {
                 Element::I32 => block.upload(&block_map(case, shape))?,
-                element => block.tile(&random(element, Format::of(&attrs), bytes(def, shape).min(CHUNK)))?,
+                element => {
+                    // Sums of rows are of activations.
+                    let normal = def.ty == Ty::T || def.name.ends_with("sums");
+                    block.tile(&random(element, normal, Format::of(&attrs), bytes(def, shape).min(CHUNK)))?;
+                }
             }
             Ok(block)
         })
@@ -291,9 +296,9 @@ fn time(library: &Library, ceilings: &Ceilings, bench: &Bench) -> Result<Figures
     Ok(Figures { times, work, floor: ceilings.floor(&work), workspace: needed })
 }
 
-/// Random elements: normal activations, small positive f32 (scales, weights), and what quantisation makes of normal
+/// Random elements: normal numbers or else small positive ones (scales, weights), and what quantisation makes of normal
 /// activations: how fast a GPU multiplies depends on how many bits change, since that takes power.
-fn random(element: Element, format: Format, bytes: usize) -> Vec<u8> {
+fn random(element: Element, normal: bool, format: Format, bytes: usize) -> Vec<u8> {
     let mut data = vec![0; bytes];
     data.par_chunks_mut(1 << 16).enumerate().for_each(|(i, part)| {
         let mut rng = Rng::new(i as u64);
@@ -313,6 +318,7 @@ fn random(element: Element, format: Format, bytes: usize) -> Vec<u8> {
         }
         for value in part.chunks_mut(element.size()) {
             match element {
+                Element::F32 if normal => value.copy_from_slice(&(rng.normal() as f32).to_le_bytes()),
                 Element::Bf16 => value.copy_from_slice(&bf16::from_f64(rng.normal()).to_le_bytes()),
                 Element::F16 => value.copy_from_slice(&f16::from_f64(rng.normal()).to_le_bytes()),
                 _ => value.copy_from_slice(&(0.02 * (0.5 + rng.uniform()) as f32).to_le_bytes()),
@@ -366,12 +372,12 @@ mod tests {
 
     #[test]
     fn random_elements_are_finite() {
-        for element in [Element::Bf16, Element::F32] {
-            let bytes = random(element, Format::Int8, 4000);
+        for (element, normal) in [(Element::Bf16, true), (Element::F32, true), (Element::F32, false)] {
+            let bytes = random(element, normal, Format::Int8, 4000);
             let tensor = crate::elements::decode(&bytes, &[4000 / element.size()], element);
             assert!(tensor.to_f64().iter().all(|x| x.is_finite() && x.abs() < 20.0));
         }
-        let bytes = random(Element::I8, Format::E4m3, 4000);
+        let bytes = random(Element::I8, false, Format::E4m3, 4000);
         assert!(bytes.iter().all(|&byte| Format::E4m3.value(byte as i8).is_finite()));
     }
 }

@@ -7,31 +7,26 @@ use turbo_ops::{AttrKind, Attrs, Case, Dims, Op};
 const ROWS: usize = 1000;
 /// Widths of Wan's blocks and their number of heads.
 const WIDTHS: [(usize, usize); 2] = [(1536, 12), (5120, 40)];
-/// Rows of the linears: one, and around a tile.
-const LINEAR_ROWS: [usize; 4] = [1, 127, 129, ROWS];
+/// Rows of the linears: one, around a tile, and of several tiles.
+const LINEAR_ROWS: [usize; 4] = [1, 127, 129, 300];
 /// Rows of more tiles than those that run together, for the smallest of the linears.
 const MANY_ROWS: usize = 2177;
 /// Widths of norms whose rows a warp holds in part, and one that is too wide for it, with heads.
 const NORM_EDGES: [(usize, usize); 2] = [(1000, 5), (1544, 1)];
-/// Outputs and inputs of the linears: Wan's, what is no multiple of a tile or even of 16 bytes, and few steps of many
-/// tiles, up to where one warpgroup goes no longer so far ahead.
-const LINEARS: [[usize; 2]; 15] = [
+/// Outputs and inputs of the linears: Wan's, and what is no multiple of a tile or even of 16 bytes.
+const LINEARS: [[usize; 2]; 9] = [
     [1536, 1536],
     [8960, 1536],
     [1536, 8960],
     [5120, 5120],
-    [8960, 5120],
     [1536, 200],
     [200, 1536],
     [1536, 17],
     [17, 1536],
     [17, 200],
-    [8960, 128],
-    [8960, 256],
-    [8960, 384],
-    [8960, 2048],
-    [8960, 2176],
 ];
+/// Few steps of many tiles, up to where one warpgroup goes no longer so far ahead; the last of [`LINEAR_ROWS`] only.
+const STEPS: [[usize; 2]; 5] = [[8960, 128], [8960, 256], [8960, 384], [8960, 2048], [8960, 2176]];
 /// Rows of a query and a key block.
 const TILINGS: [[usize; 2]; 2] = [[128, 64], [64, 128]];
 
@@ -55,7 +50,7 @@ fn case(op: &Op, attrs: Attrs, axes: &[(&'static str, usize)]) -> Case {
         own.iter().find(|case| ["pv", "format"].iter().all(|name| case.attrs.get(name) == attrs.get(name)));
     let mut name = "model".to_string();
     axes.iter().for_each(|(axis, size)| name += &format!(" {axis}={size}"));
-    for attr in ["batch", "kind", "activation", "block_q", "pv", "format"] {
+    for attr in ["batch", "tokens", "keep", "kind", "activation", "block_q", "pv", "format"] {
         match attrs.get(attr) {
             Some(turbo_ops::AttrValue::Choice(word)) => name += &format!(" {word}"),
             Some(turbo_ops::AttrValue::Int(value)) => name += &format!(" {attr}={value}"),
@@ -72,7 +67,7 @@ fn norms(op: &Op) -> Vec<Case> {
         for attrs in formats(op, Attrs::new().choice("kind", kind).float("eps", 1e-6)) {
             for (c, _) in WIDTHS {
                 // More tiles of 128 rows of the wider one than run at a time.
-                let long = if c == 5120 { vec![[4500, 2]] } else { Vec::new() };
+                let long = if c == 5120 { vec![[2200, 2]] } else { Vec::new() };
                 for [m, g] in [vec![[ROWS, 1], [666, 2], [666, 1]], long].concat() {
                     all.push(case(op, attrs.clone(), &[("m", m), ("c", c), ("g", g)]));
                 }
@@ -87,8 +82,8 @@ fn norms(op: &Op) -> Vec<Case> {
 
 /// More key blocks than a warp holds in registers, and more scores than pass through the workspace at once.
 fn many_blocks(op: &Op) -> Case {
-    let attrs = Attrs::new().int("batch", 1).int("heads", 64).int("block_q", 128).int("block_k", 64);
-    case(op, attrs.int("keep", 140), &[("m", 90_000), ("c", 64 * 8)])
+    let attrs = Attrs::new().int("tokens", 90_000).int("heads", 64).int("block_q", 128).int("block_k", 64);
+    case(op, attrs.int("keep", 140), &[("b", 1), ("c", 64 * 8)])
 }
 
 /// Both formats of quantised values, as far as the op has them.
@@ -120,9 +115,11 @@ fn quantize(op: &Op) -> Vec<Case> {
 fn linears(op: &Op) -> Vec<Case> {
     let has = |name: &str| op.attrs.iter().any(|def| def.name == name);
     let mut all = Vec::new();
-    for (i, [n, k]) in LINEARS.into_iter().enumerate() {
+    let sizes = LINEARS.into_iter().map(|linear| (linear, &LINEAR_ROWS[..]));
+    let sizes = sizes.chain(STEPS.into_iter().map(|linear| (linear, &LINEAR_ROWS[LINEAR_ROWS.len() - 1..])));
+    for (i, ([n, k], rows)) in sizes.enumerate() {
         let many = (i == 0).then_some(MANY_ROWS);
-        for (j, m) in LINEAR_ROWS.into_iter().chain(many).enumerate() {
+        for (j, m) in rows.iter().copied().chain(many).enumerate() {
             let mut attrs = Attrs::new();
             let mut axes = vec![("m", m), ("n", n), ("k", k)];
             if has("activation") {
@@ -157,11 +154,12 @@ fn sparse(op: &Op, l: usize, heads: usize) -> Vec<Case> {
         let blocks = |l: usize| l.div_ceil(attrs.get_int("block_k"));
         let (tenth, few) = ((blocks(l) / 10).max(1), blocks(l / 3).min(4));
         for (b, l, keep) in [(1, l, tenth), (1, l, blocks(l)), (2, l / 3, few)] {
-            let mut attrs = attrs.clone().int("batch", b);
-            if op.attrs.iter().any(|def| def.name == "keep") {
-                attrs = attrs.int("keep", keep);
-            }
-            all.push(case(op, attrs, &[("m", b * l), ("c", heads * 128), ("keep", keep)]));
+            let c = ("c", heads * 128);
+            all.push(if op.attrs.iter().any(|def| def.name == "keep") {
+                case(op, attrs.clone().int("tokens", l).int("keep", keep), &[("b", b), c])
+            } else {
+                case(op, attrs.clone().int("batch", b), &[("m", b * l), c, ("keep", keep)])
+            });
         }
     }
     all

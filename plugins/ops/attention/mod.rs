@@ -40,7 +40,7 @@ pub const OP: Op = Op {
     cases: || cases(|attrs, _| attrs, Tol::Rel(1e-5, "f32 arithmetic")),
 };
 
-/// Dense attention in f64.
+/// Dense attention in f64; the last of four inputs are the sums of keys, for forms that smooth them.
 pub fn reference(form: Form, blocks: [usize; 2], attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
     let (m, c, b, heads) =
         (inputs[0].shape[0], inputs[0].shape[1], attrs.get_int("batch"), attrs.get_int("heads"));
@@ -48,7 +48,8 @@ pub fn reference(form: Form, blocks: [usize; 2], attrs: &Attrs, inputs: &[Tensor
     let mut out = vec![0.0; m * c];
     for (batch, h) in (0..b).flat_map(|b| (0..heads).map(move |h| (b, h))) {
         let qkv = [0, 1, 2].map(|i| attn_reference::head(&inputs[i], [b, heads], batch, h));
-        let rows = attn_reference::attend(form, qkv, blocks, |_| (0..s.div_ceil(blocks[1])).collect());
+        let mean = inputs.get(3).map(|sums| attn_reference::key_mean(sums, [heads, s], batch, h));
+        let rows = attn_reference::attend(form, qkv, mean, blocks, |_| (0..s.div_ceil(blocks[1])).collect());
         attn_reference::store(&mut out, &rows, [l, c], batch, h);
     }
     vec![Tensor::f64(&[m, c], out)]
@@ -66,7 +67,8 @@ pub fn cpu(
     let s = inputs[1].shape[0] / batch;
     let all: Vec<usize> = (0..s.div_ceil(blocks[1])).collect();
     let qkv = [inputs[0], inputs[1], inputs[2]];
-    let attention = Attention { form, qkv, batch, heads, blocks, proj: None };
+    let key_sums = inputs.get(3).copied();
+    let attention = Attention { form, qkv, key_sums, batch, heads, blocks, proj: None };
     attention.run(outputs[0].f32(), |_, _| all.clone());
 }
 
@@ -75,7 +77,8 @@ pub fn expand(form: Form, blocks: [usize; 2], g: &mut Graph, attrs: &Attrs, inpu
     let dtype = g.dtype(inputs[0]);
     let split = ["batch", "heads"].map(|name| attrs.get_int(name));
     let qkv = [0, 1, 2].map(|i| attn_expand::heads(g, inputs[i], split));
-    let o = attn_expand::attend(g, form, qkv, blocks, None);
+    let mean = inputs.get(3).map(|&sums| attn_expand::key_mean(g, sums, split[1], qkv[1]));
+    let o = attn_expand::attend(g, form, qkv, mean, blocks, None);
     vec![attn_expand::join(g, o, dtype)]
 }
 

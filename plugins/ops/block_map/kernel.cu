@@ -1,10 +1,10 @@
 // lut = top-k of mean_pool(q) . mean_pool(k - mean(k)), ascending. TurboDiffusion `SLA/utils.py`
 // (`get_block_map`); SLA, arXiv:2509.24006.
 //
-// All in f64, so that blocks are ordered as the reference orders them: means of blocks of rows; scores, a product of
-// the f64 tensor cores; and a warp that selects for each query block. Not the mean of all keys is subtracted but the first
-// key: either moves all scores of a query block alike, and without what keys have in common they differ early in their
-// bits, which selection needs.
+// All in f64, so that blocks are ordered as the reference orders them: means of blocks, from sums of rows; scores, a
+// product of the f64 tensor cores; and a warp that selects for each query block. Not the mean of all keys is subtracted
+// but the first key: either moves all scores of a query block alike, and without what keys have in common they differ
+// early in their bits, which selection needs.
 //
 // Scores pass through the workspace, a slab of tiles at a time, as a plane of high and one of low words: selection
 // seldom reads the low ones.
@@ -17,8 +17,6 @@ namespace {
 
 constexpr int32_t kThreads = 256;
 constexpr int32_t kWarps = kThreads / kWarp;
-constexpr int32_t kPoolThreads = 128;
-constexpr int32_t kPoolRows = 8;             // of a thread, loaded at once
 constexpr int32_t kQueries = 64;             // query blocks of a tile
 constexpr int32_t kWarpKeys = 16;            // key blocks of a warp's part of a tile
 constexpr int32_t kKeys = kWarps * kWarpKeys;
@@ -30,44 +28,24 @@ constexpr int32_t kHeldStep = 8;
 constexpr int32_t kGuesses = 16;
 
 struct Pool {
-    void const* x;  // [b, l, c]
-    double* means;  // [b, blocks, c]
+    float const* sums;  // [b, sums, c]
+    double* means;      // [b, blocks, c]
     int32_t blocks, block;
 };
 
-// One thread per mean of each channel in 16 bytes; grid rows are tensors, which together have threads enough.
-template <class T, bool wide>
-__global__ void __launch_bounds__(kPoolThreads, 8) poolKernel(Pool q, Pool k, int32_t b, int32_t l, int32_t c) {
-    constexpr int32_t kChannels = wide ? kWide<T> : 1;
-    using Row = Pack<T, kChannels>;
+// One thread per mean; grid rows are tensors, which together have threads enough.
+__global__ void __launch_bounds__(kThreads) poolKernel(Pool q, Pool k, int32_t b, int32_t tokens, int32_t c) {
     Pool const pool = blockIdx.y == 0 ? q : k;
-    uint32_t const across = c / kChannels, index = blockIdx.x * kPoolThreads + threadIdx.x;
-    uint32_t const channel = index % across * kChannels, place = index / across;
-    uint32_t const batch = place / pool.blocks;
+    uint32_t const index = blockIdx.x * kThreads + threadIdx.x;
+    uint32_t const channel = index % c, place = index / c, batch = place / pool.blocks;
     if (batch >= static_cast<uint32_t>(b)) return;
-    int32_t const first = static_cast<int32_t>(place % pool.blocks) * pool.block;
-    int32_t const rows = min(pool.block, l - first);
-    auto const* const x = reinterpret_cast<Row const*>(static_cast<T const*>(pool.x) + channel) +
-                          (static_cast<int64_t>(batch) * l + first) * across;
-
-    double mean[kChannels] = {};
-    auto const add = [&](Row row) {
-#pragma unroll
-        for (int32_t j = 0; j < kChannels; ++j) mean[j] += static_cast<double>(static_cast<float>(row.at[j]));
-    };
-    int32_t i = 0;
-    for (; i + kPoolRows <= rows; i += kPoolRows) {
-        Row next[kPoolRows];
-#pragma unroll
-        for (int32_t j = 0; j < kPoolRows; ++j) next[j] = x[static_cast<int64_t>(i + j) * across];
-#pragma unroll
-        for (int32_t j = 0; j < kPoolRows; ++j) add(next[j]);
-    }
-#pragma unroll 1
-    for (; i < rows; ++i) add(x[static_cast<int64_t>(i) * across]);
-#pragma unroll
-    for (int32_t j = 0; j < kChannels; ++j) mean[j] /= rows;
-    store<wide>(pool.means + static_cast<int64_t>(place) * c + channel, mean);
+    int32_t const sums = (tokens + kSumRows - 1) / kSumRows, block = static_cast<int32_t>(place % pool.blocks);
+    int32_t const first = block * (pool.block / kSumRows), end = min(first + pool.block / kSumRows, sums);
+    float const* const from = pool.sums + static_cast<int64_t>(batch) * sums * c + channel;
+    double sum = 0.0;
+#pragma unroll 4
+    for (int32_t i = first; i < end; ++i) sum += static_cast<double>(from[static_cast<int64_t>(i) * c]);
+    pool.means[index] = sum / min(pool.block, tokens - block * pool.block);
 }
 
 struct Arguments {
@@ -341,9 +319,9 @@ struct Plan {
     size_t queries, keys, plane;   // bytes, each a multiple of 256
 
     Plan(TurboBlockMap::Attrs const& attrs, Tensor const& q)
-        : b(attrs.batch),
-          l(q.dim[0] / b),
-          c(q.dim[1]),
+        : b(q.dim[0]),
+          l(attrs.tokens),
+          c(q.dim[2]),
           blocksQ(ceilDiv(l, attrs.block_q)),
           blocksK(ceilDiv(l, attrs.block_k)),
           tiles(b * attrs.heads * ceilDiv(blocksQ, kQueries)),
@@ -376,35 +354,39 @@ void map(Arguments a, Plan const& plan, cudaStream_t stream) {
 
 Status prepare(TurboBlockMap::Attrs const& attrs, Call const& call, size_t* bytes) {
     *bytes = 0;
-    Tensor const& q = call.in[TurboBlockMap::kInQ];
-    if (attrs.batch <= 0 || attrs.heads <= 0 || attrs.block_q <= 0 || attrs.block_k <= 0) {
-        return {"`batch`, `heads`, `block_q` and `block_k` must be positive"};
+    Tensor const& q = call.in[TurboBlockMap::kInQSums];
+    if (attrs.tokens <= 0 || attrs.heads <= 0 || attrs.block_q <= 0 || attrs.block_k <= 0) {
+        return {"`tokens`, `heads`, `block_q` and `block_k` must be positive"};
     }
-    if (q.dim[0] % attrs.batch != 0) return {"`batch` must divide the rows of `q`"};
-    if (q.dim[1] == 0 || q.dim[1] % attrs.heads != 0) return {"`heads` must divide axis `c` of `q`"};
+    if (attrs.block_q % kSumRows != 0 || attrs.block_k % kSumRows != 0) {
+        return {"`block_q` and `block_k` must be multiples of 32"};
+    }
+    if (q.dim[1] != ceilDiv(attrs.tokens, kSumRows)) return {"`q_sums` must have a sum for each 32 of `tokens`"};
+    if (q.dim[2] == 0 || q.dim[2] % attrs.heads != 0) return {"`heads` must divide axis `c` of `q_sums`"};
     Plan const plan(attrs, q);
     if (attrs.keep < 0 || attrs.keep > plan.blocksK) return {"`keep` must be 0 to the number of key blocks"};
     if (kQueries * plan.width > kScoresMax) return {"there must be at most 262144 key blocks"};
     int64_t const most = std::max(plan.blocksQ, plan.blocksK);
     if (plan.l > INT32_MAX / 2 || plan.b * plan.c * most > INT32_MAX) {
-        return {"`q` must have fewer than 2^30 tokens and 2^31 pooled values"};
+        return {"there must be fewer than 2^30 tokens and 2^31 pooled values"};
     }
     *bytes = plan.queries + plan.keys + 2 * plan.plane;
     return {};
 }
 
 Status launch(TurboBlockMap::Attrs const& attrs, Call const& call, void* workspace, cudaStream_t stream) {
-    Tensor const& q = call.in[TurboBlockMap::kInQ];
-    Tensor const& k = call.in[TurboBlockMap::kInK];
+    Tensor const& q = call.in[TurboBlockMap::kInQSums];
+    Tensor const& k = call.in[TurboBlockMap::kInKSums];
     Tensor const& lut = call.out[TurboBlockMap::kOutLut];
     if (lut.count() == 0) return {};
     Plan const plan(attrs, q);
     auto* const queries = static_cast<double*>(workspace);
     auto* const keys = queries + plan.queries / sizeof(double);
     auto* const high = reinterpret_cast<uint32_t*>(keys + plan.keys / sizeof(double));
-    auto const b = attrs.batch, l = static_cast<int32_t>(plan.l), c = static_cast<int32_t>(plan.c);
+    auto const b = static_cast<int32_t>(plan.b), l = static_cast<int32_t>(plan.l), c = static_cast<int32_t>(plan.c);
     auto const blocksQ = static_cast<int32_t>(plan.blocksQ), blocksK = static_cast<int32_t>(plan.blocksK);
-    Pool const poolQ{q.data, queries, blocksQ, attrs.block_q}, poolK{k.data, keys, blocksK, attrs.block_k};
+    Pool const poolQ{static_cast<float const*>(q.data), queries, blocksQ, attrs.block_q};
+    Pool const poolK{static_cast<float const*>(k.data), keys, blocksK, attrs.block_k};
     Arguments const arguments{queries,
                               keys,
                               high,
@@ -418,17 +400,14 @@ Status launch(TurboBlockMap::Attrs const& attrs, Call const& call, void* workspa
                               static_cast<int32_t>(ceilDiv(blocksQ, kQueries)),
                               static_cast<int32_t>(plan.width),
                               0};
-    return withAccess(q.type, wideRows(q, c, k), [&](auto tag, auto wide) {
-        using T = typename decltype(tag)::Type;
-        int64_t const threads = plan.b * c / (wide ? kWide<T> : 1) * std::max(blocksQ, blocksK);
-        dim3 const grid(static_cast<uint32_t>(ceilDiv(threads, kPoolThreads)), 2);
-        poolKernel<T, wide><<<grid, kPoolThreads, 0, stream>>>(poolQ, poolK, b, l, c);
-        if (c / attrs.heads % kStep == 0) {
-            map<true>(arguments, plan, stream);
-        } else {
-            map<false>(arguments, plan, stream);
-        }
-    });
+    dim3 const grid(static_cast<uint32_t>(ceilDiv(plan.b * c * std::max(blocksQ, blocksK), kThreads)), 2);
+    poolKernel<<<grid, kThreads, 0, stream>>>(poolQ, poolK, b, l, c);
+    if (c / attrs.heads % kStep == 0) {
+        map<true>(arguments, plan, stream);
+    } else {
+        map<false>(arguments, plan, stream);
+    }
+    return {nullptr, cudaGetLastError()};
 }
 
 }  // namespace turbo

@@ -6,9 +6,9 @@ use rayon::prelude::*;
 use turbo_graph::{DType, Graph, Value};
 
 use crate::cases::sample_inputs;
-use crate::common::attn_pack::Rows;
+use crate::common::attn_expand;
 use crate::common::attn_reference::dot;
-use crate::common::{attn_expand, attn_reference};
+use crate::norm_rope::SUM_ROWS;
 use crate::sla::ATTRS;
 use crate::{
     AttrDef, AttrKind, Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty,
@@ -20,28 +20,37 @@ pub const ROWS: &[Dim] = &[Dim::Axis("m"), Dim::Axis("c")];
 pub const BLOCKS_Q: Dim =
     Dim::CeilDiv(&Dim::Div(&Dim::Axis("m"), &Dim::Attr("batch")), &Dim::Attr("block_q"));
 
+/// Sums of rows as TurboNormRope gives them.
+pub const SUMS: &[Dim] = &[Dim::Axis("b"), Dim::CeilDiv(&TOKENS, &Dim::Const(SUM_ROWS)), Dim::Axis("c")];
+const TOKENS: Dim = Dim::Attr("tokens");
+
 /// The op.
 pub const OP: Op = Op {
     name: "TurboBlockMap",
-    version: 2,
+    version: 3,
     summary: "lut = top-k of mean_pool(q) . mean_pool(k - mean(k)), ascending",
-    doc: "Pools average the real rows of a ragged last block. Scores are not scaled. Of equal scores the lower block \
-          wins.",
+    doc: "Blocks are whole multiples of the 32 rows of a sum. Pools average the real rows of a ragged last block. Scores \
+          are not scaled. Of equal scores the lower block wins.",
     attrs: &[
-        ATTRS[0],
+        AttrDef { name: "tokens", kind: AttrKind::Int, doc: "tokens of a sequence" },
         ATTRS[1],
         ATTRS[2],
         ATTRS[3],
         AttrDef { name: "keep", kind: AttrKind::Int, doc: "key blocks that each query block keeps" },
     ],
     inputs: &[
-        TensorDef { name: "q", ty: Ty::T, dims: ROWS, doc: "queries" },
-        TensorDef { name: "k", ty: Ty::T, dims: ROWS, doc: "keys" },
+        TensorDef { name: "q_sums", ty: Ty::F32, dims: SUMS, doc: "sums of queries, of TurboNormRope" },
+        TensorDef { name: "k_sums", ty: Ty::F32, dims: SUMS, doc: "sums of keys" },
     ],
     outputs: &[TensorDef {
         name: "lut",
         ty: Ty::I32,
-        dims: &[Dim::Attr("batch"), Dim::Attr("heads"), BLOCKS_Q, Dim::Attr("keep")],
+        dims: &[
+            Dim::Axis("b"),
+            Dim::Attr("heads"),
+            Dim::CeilDiv(&TOKENS, &Dim::Attr("block_q")),
+            Dim::Attr("keep"),
+        ],
         doc: "kept key blocks, ascending",
     }],
     constraint,
@@ -53,8 +62,17 @@ pub const OP: Op = Op {
 };
 
 fn constraint(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
-    heads_and_batch_divide(attrs, dims)?;
-    let blocks = (dims.get("m") / attrs.get_int("batch")).div_ceil(attrs.get_int("block_k"));
+    let (c, heads) = (dims.get("c"), attrs.get_int("heads"));
+    if c == 0 || !c.is_multiple_of(heads) {
+        return Err(format!("axis `c` is {c}, which {heads} heads do not divide"));
+    }
+    for name in ["block_q", "block_k"] {
+        let block = attrs.get_int(name);
+        if !block.is_multiple_of(SUM_ROWS) {
+            return Err(format!("`{name}` is {block}, which is not a multiple of {SUM_ROWS}"));
+        }
+    }
+    let blocks = attrs.get_int("tokens").div_ceil(attrs.get_int("block_k"));
     let keep = attrs.get_int("keep");
     if keep <= blocks { Ok(()) } else { Err(format!("`keep` is {keep}, there are {blocks} key blocks")) }
 }
@@ -86,33 +104,40 @@ fn best(scores: &[f64], keep: usize) -> Vec<i32> {
     order.into_iter().map(|i| i as i32).collect()
 }
 
+/// Tokens, heads, query and key block, kept blocks.
+fn sizes(attrs: &Attrs) -> [usize; 5] {
+    ["tokens", "heads", "block_q", "block_k", "keep"].map(|name| attrs.get_int(name))
+}
+
 fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
-    let [b, heads, block_q, block_k, keep] =
-        ["batch", "heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
-    let l = inputs[0].shape[0] / b;
+    let [tokens, heads, block_q, block_k, keep] = sizes(attrs);
+    let (b, d) = (inputs[0].shape[0], inputs[0].shape[2] / heads);
     let mut lut = Vec::new();
     for (batch, h) in (0..b).flat_map(|b| (0..heads).map(move |h| (b, h))) {
-        let q = attn_reference::head(&inputs[0], [b, heads], batch, h);
-        let mut k = attn_reference::head(&inputs[1], [b, heads], batch, h);
-        let mean = attn_reference::mean(&k);
-        k.iter_mut().for_each(|row| row.iter_mut().zip(&mean).for_each(|(k, m)| *k -= m));
-        let keys: Vec<Vec<f64>> = k.chunks(block_k).map(attn_reference::mean).collect();
-        for block in q.chunks(block_q) {
-            let pooled = attn_reference::mean(block);
-            let scores: Vec<f64> = keys.iter().map(|k| dot(&pooled, k)).collect();
-            lut.extend(best(&scores, keep));
+        let [queries, keys] = [(0, block_q), (1, block_k)]
+            .map(|(i, block)| pooled(inputs[i].as_f64(), &inputs[i].shape, [batch, h * d, d], tokens, block));
+        let of_all = pooled(inputs[1].as_f64(), &inputs[1].shape, [batch, h * d, d], tokens, usize::MAX);
+        for query in &queries {
+            let score = |key: &Vec<f64>| {
+                let smooth: Vec<f64> = key.iter().zip(&of_all[0]).map(|(key, mean)| key - mean).collect();
+                dot(query, &smooth)
+            };
+            lut.extend(best(&keys.iter().map(score).collect::<Vec<_>>(), keep));
         }
     }
-    vec![Tensor::i32(&[b, heads, l.div_ceil(block_q), keep], lut)]
+    vec![Tensor::i32(&[b, heads, tokens.div_ceil(block_q), keep], lut)]
 }
 
 fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
-    let [b, heads, block_q, block_k, keep] =
-        ["batch", "heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
-    let blocks_q = (inputs[0].shape[0] / b).div_ceil(block_q);
-    outputs[0].i32().par_chunks_mut((blocks_q * keep).max(1)).enumerate().for_each(|(head, lut)| {
-        let queries = pooled(Rows::new(&inputs[0], [b, heads], head), block_q, false);
-        let keys = pooled(Rows::new(&inputs[1], [b, heads], head), block_k, true);
+    let [tokens, heads, block_q, block_k, keep] = sizes(attrs);
+    let d = inputs[0].shape[2] / heads;
+    let size = tokens.div_ceil(block_q) * keep;
+    outputs[0].i32().par_chunks_mut(size.max(1)).enumerate().for_each(|(head, lut)| {
+        let place = [head / heads, head % heads * d, d];
+        let pooled = |i: usize, block| pooled(inputs[i].f32(), inputs[i].shape, place, tokens, block);
+        let (queries, mut keys) = (pooled(0, block_q), pooled(1, block_k));
+        let mean = pooled(1, usize::MAX);
+        keys.iter_mut().for_each(|key| key.iter_mut().zip(&mean[0]).for_each(|(k, m)| *k -= m));
         for (query, lut) in queries.iter().zip(lut.chunks_exact_mut(keep)) {
             let scores: Vec<f64> = keys.iter().map(|key| dot(query, key)).collect();
             lut.copy_from_slice(&best(&scores, keep));
@@ -120,43 +145,49 @@ fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
     });
 }
 
-/// Means of blocks of rows; `smooth` subtracts the mean of all rows.
-fn pooled(rows: Rows<'_>, block: usize, smooth: bool) -> Vec<Vec<f64>> {
-    let starts = (0..rows.count).step_by(block);
-    let sums: Vec<Vec<f64>> = starts.clone().map(|first| rows.sum(first, block)).collect();
-    let mut center = vec![0.0; rows.d];
-    if smooth {
-        for sum in &sums {
-            center.iter_mut().zip(sum).for_each(|(c, s)| *c += s / rows.count as f64);
-        }
-    }
-    let mean = |(sum, first): (Vec<f64>, usize)| {
-        let size = block.min(rows.count - first) as f64;
-        sum.iter().zip(&center).map(|(s, c)| s / size - c).collect()
+/// Means of blocks of rows, of `d` channels from `channel` on, from their sums `[b, sums, c]`; of all rows with the
+/// largest block.
+pub fn pooled<T: Copy + Into<f64>>(
+    sums: &[T],
+    shape: &[usize],
+    [batch, channel, d]: [usize; 3],
+    tokens: usize,
+    block: usize,
+) -> Vec<Vec<f64>> {
+    let (count, c) = (shape[1], shape[2]);
+    let of_batch = &sums[batch * count * c..][..count * c];
+    let block = block.min(count * SUM_ROWS);
+    let mean = |(i, sums): (usize, &[T])| {
+        let rows = block.min(tokens - i * block) as f64;
+        let sum = |channel: usize| sums.iter().skip(channel).step_by(c).map(|&x| x.into()).sum::<f64>();
+        (channel..channel + d).map(|channel| sum(channel) / rows).collect()
     };
-    sums.into_iter().zip(starts).map(mean).collect()
+    of_batch.chunks(block / SUM_ROWS * c).enumerate().map(mean).collect()
 }
 
-/// Means of blocks of rows, `[b, h, blocks, d]`.
-fn pool(g: &mut Graph, x: Value, block: usize) -> Value {
-    let l = g.dim(x, 2);
-    let tiles = attn_expand::blocks(g, x, block);
-    let [b, h, count, _, d] = [0, 1, 2, 3, 4].map(|i| g.dim(tiles, i));
-    let sum = g.reduce_sum(tiles, &[3]);
+/// Means of blocks of rows, `[b, h, blocks, d]`, from their sums `[b, h, sums, d]`.
+fn pool(g: &mut Graph, sums: Value, tokens: usize, block: usize) -> Value {
+    let parts = attn_expand::blocks(g, sums, block / SUM_ROWS);
+    let [b, h, count, _, d] = [0, 1, 2, 3, 4].map(|i| g.dim(parts, i));
+    let sum = g.reduce_sum(parts, &[3]);
     let sum = g.reshape(sum, &[b, h, count, d]);
-    let sizes: Vec<f32> = (0..count).map(|i| block.min(l - i * block) as f32).collect();
+    let sizes: Vec<f32> = (0..count).map(|i| block.min(tokens - i * block) as f32).collect();
     let sizes = g.constant_f32(&[count, 1], &sizes);
     g.div(sum, sizes)
 }
 
 fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
-    let [b, heads, block_q, block_k, keep] =
-        ["batch", "heads", "block_q", "block_k", "keep"].map(|n| attrs.get_int(n));
-    let [q, k] = [0, 1].map(|i| attn_expand::heads(g, inputs[i], [b, heads]));
-    let mean = g.reduce_mean(k, &[2]);
+    let [tokens, heads, block_q, block_k, keep] = sizes(attrs);
+    let [q, k] = [0, 1].map(|i| {
+        let [b, count, c] = [0, 1, 2].map(|axis| g.dim(inputs[i], axis));
+        let rows = g.reshape(inputs[i], &[b * count, c]);
+        attn_expand::heads(g, rows, [b, heads])
+    });
+    let mean = g.reduce_sum(k, &[2]);
+    let mean = g.mul_scalar(mean, 1.0 / tokens as f64);
+    let q = pool(g, q, tokens, block_q);
+    let k = pool(g, k, tokens, block_k);
     let k = g.sub(k, mean);
-    let q = pool(g, q, block_q);
-    let k = pool(g, k, block_k);
     let k = g.transpose(k, &[0, 1, 3, 2]);
     let scores = g.matmul(q, k);
     let (_, indices) = g.top_k(scores, keep);
@@ -188,12 +219,12 @@ fn cases() -> Vec<Case> {
     let case = |(name, [b, l, heads, d, block_q, block_k, keep]): (&str, [usize; 7])| Case {
         name: name.to_string(),
         attrs: Attrs::new()
-            .int("batch", b)
+            .int("tokens", l)
             .int("heads", heads)
             .int("block_q", block_q)
             .int("block_k", block_k)
             .int("keep", keep),
-        dims: Dims::of(&[("m", b * l), ("c", heads * d)]),
+        dims: Dims::of(&[("b", b), ("c", heads * d)]),
         seed: 21,
         tol: vec![Tol::Exact],
     };

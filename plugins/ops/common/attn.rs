@@ -16,6 +16,7 @@ use super::attn_linear::Linear;
 use super::attn_pack::{Keys, Rows, Values, quantize_queries};
 use super::f8::round_positive;
 use super::simd::{Isa, LANES, Lanes, ROWS, Work, dispatch, exp2, mul_add, multiply, multiply_pairs};
+use crate::block_map::pooled;
 use crate::{Attrs, TensorRef};
 
 /// Lifts probabilities to the top of the E4M3 range: `2^8.807` is about 448.
@@ -48,6 +49,8 @@ pub struct Attention<'a> {
     pub form: Form,
     /// Queries `[batch * l, heads * d]`, keys and values `[batch * s, heads * d]`.
     pub qkv: [TensorRef<'a>; 3],
+    /// Sums of rows of keys `[batch, sums, heads * d]`, where the form smooths keys.
+    pub key_sums: Option<TensorRef<'a>>,
     /// Batch entries.
     pub batch: usize,
     /// Heads.
@@ -78,7 +81,7 @@ impl Attention<'_> {
         let all: Vec<usize> = (0..self.batch * self.heads).collect();
         for group in all.chunks(TASKS.div_ceil(blocks.max(1))) {
             let prepare = |&head: &usize| Head {
-                keys: Keys::new(self.form, rows(1, head), block_k),
+                keys: Keys::new(self.form, rows(1, head), &self.key_mean(head), block_k),
                 values: Values::new(self.form, rows(2, head), block_k),
                 linear: self
                     .proj
@@ -108,6 +111,17 @@ impl Attention<'_> {
                 }
             });
         }
+    }
+}
+
+impl Attention<'_> {
+    /// Mean of a head's keys; zero where there are no sums.
+    fn key_mean(&self, head: usize) -> Vec<f32> {
+        let (s, d) = (self.qkv[1].shape[0] / self.batch, self.qkv[1].shape[1] / self.heads);
+        let place = [head / self.heads, head % self.heads * d, d];
+        let mean =
+            self.key_sums.map(|sums| pooled(sums.f32(), sums.shape, place, s, usize::MAX).swap_remove(0));
+        mean.map_or(vec![0.0; d], |mean| mean.iter().map(|&x| x as f32).collect())
     }
 }
 

@@ -53,21 +53,31 @@ fn quantize(g: &mut Graph, x: Value, block: usize) -> (Value, Value) {
     (q, g.slice(scale, 2, 0, l))
 }
 
-/// Softmax attention of `[b, h, l, d]` with `[b, h, s, d]`; `mask` is 1 where a pair of blocks is kept,
+/// Mean of keys `[b, h, s, d]`, `[b, h, 1, d]`, from the sums of their rows `[b, sums, h * d]`.
+pub fn key_mean(g: &mut Graph, sums: Value, h: usize, keys: Value) -> Value {
+    let (b, c, s) = (g.dim(sums, 0), g.dim(sums, 2), g.dim(keys, 2));
+    let sum = g.reduce_sum(sums, &[1]);
+    let sum = g.reshape(sum, &[b, h, 1, c / h.max(1)]);
+    g.mul_scalar(sum, 1.0 / s.max(1) as f64)
+}
+
+/// Softmax attention of `[b, h, l, d]` with `[b, h, s, d]`, keys smoothed by their mean; `mask` is 1 where a pair of blocks is kept,
 /// `[b, h, query blocks, key blocks]`.
 pub fn attend(
     g: &mut Graph,
     form: Form,
     [q, k, v]: [Value; 3],
+    mean: Option<Value>,
     [block_q, block_k]: [usize; 2],
     mask: Option<Value>,
 ) -> Value {
     let [b, h, l, d] = [0, 1, 2, 3].map(|i| g.dim(q, i));
     let s = g.dim(k, 2);
     let (mut q, mut k, mut v, mut scales) = (q, k, v, None);
-    if form != Form::Exact {
-        let mean = g.reduce_mean(k, &[2]);
+    if let Some(mean) = mean {
         k = g.sub(k, mean);
+    }
+    if form != Form::Exact {
         let (quantized, q_scale) = quantize(g, q, block_q);
         q = quantized;
         let (quantized, k_scale) = quantize(g, k, block_k);

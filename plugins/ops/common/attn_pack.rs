@@ -101,8 +101,8 @@ pub enum Keys {
 }
 
 impl Keys {
-    /// Lays keys out.
-    pub fn new(form: Form, keys: Rows<'_>, block: usize) -> Self {
+    /// Lays keys out; their mean smooths those of the SageAttention forms.
+    pub fn new(form: Form, keys: Rows<'_>, mean: &[f32], block: usize) -> Self {
         let (d, blocks, groups) = (keys.d, keys.count.div_ceil(block), block.div_ceil(ROWS));
         let size = |index: usize| block.min(keys.count - index * block);
         if form == Form::Exact {
@@ -116,12 +116,11 @@ impl Keys {
             });
             return Keys::Exact(tiles);
         }
-        let mean: Vec<f32> = keys.sum(0, keys.count).iter().map(|s| (s / keys.count as f64) as f32).collect();
         let mut tiles = Tiles::new(blocks, groups, d.div_ceil(2));
         let mut scales = vec![0.0; blocks];
         tiles.blocks_mut().zip(&mut scales).enumerate().for_each(|(index, (tile, scale))| {
             let rows = index * block..index * block + size(index);
-            dispatch(QuantizeKeys { keys, rows, mean: &mean, tile, scale });
+            dispatch(QuantizeKeys { keys, rows, mean, tile, scale });
         });
         Keys::Int8(tiles, scales)
     }

@@ -6,6 +6,7 @@ use super::attn::Form;
 use super::attn_linear::LINEAR_EPS;
 use super::f8::round_e4m3;
 use crate::Tensor;
+use crate::block_map::pooled;
 
 /// One head's `[l, d]` rows of `[batch * l, heads * d]`.
 pub fn head(x: &Tensor, [batch, heads]: [usize; 2], b: usize, h: usize) -> Vec<Vec<f64>> {
@@ -14,10 +15,10 @@ pub fn head(x: &Tensor, [batch, heads]: [usize; 2], b: usize, h: usize) -> Vec<V
     (0..l).map(|i| x.as_f64()[(b * l + i) * c + h * d..][..d].to_vec()).collect()
 }
 
-/// Mean over rows.
-pub fn mean(x: &[Vec<f64>]) -> Vec<f64> {
-    let d = x.first().map_or(0, Vec::len);
-    (0..d).map(|j| x.iter().map(|row| row[j]).sum::<f64>() / x.len() as f64).collect()
+/// Mean of one head's keys, of `count` in a batch entry, from the sums of their rows.
+pub fn key_mean(sums: &Tensor, [heads, count]: [usize; 2], b: usize, h: usize) -> Vec<f64> {
+    let d = sums.shape[2] / heads;
+    pooled(sums.as_f64(), &sums.shape, [b, h * d, d], count, usize::MAX).swap_remove(0)
 }
 
 /// `sum a * b`.
@@ -39,10 +40,11 @@ fn quantize(x: &mut [Vec<f64>], block: usize) -> Vec<f64> {
         .collect()
 }
 
-/// Softmax attention where query block `i` attends to the key blocks `kept(i)`.
+/// Softmax attention where query block `i` attends to the key blocks `kept(i)`; keys are smoothed by their mean.
 pub fn attend(
     form: Form,
     [mut q, mut k, mut v]: [Vec<Vec<f64>>; 3],
+    mean: Option<Vec<f64>>,
     [block_q, block_k]: [usize; 2],
     kept: impl Fn(usize) -> Vec<usize>,
 ) -> Vec<Vec<f64>> {
@@ -50,9 +52,10 @@ pub fn attend(
     let mut q_scale = vec![1.0; q.len().div_ceil(block_q)];
     let mut k_scale = vec![1.0; k.len().div_ceil(block_k)];
     let mut v_scale = vec![1.0; d];
-    if form != Form::Exact {
-        let mean = mean(&k);
+    if let Some(mean) = mean {
         k.iter_mut().for_each(|row| row.iter_mut().zip(&mean).for_each(|(k, m)| *k -= m));
+    }
+    if form != Form::Exact {
         q_scale = quantize(&mut q, block_q);
         k_scale = quantize(&mut k, block_k);
     }

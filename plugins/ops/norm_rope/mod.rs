@@ -1,10 +1,11 @@
-//! `y = rope(rms_norm(x) * weight)`: RMSNorm over all heads, then rotary embedding within each head.
+//! `y = rope(rms_norm(x) * weight)`: RMSNorm over all heads, then rotary embedding within each head; and the sums of
+//! rows that block maps and the smoothing of keys are made of, so that neither reads `y` once more.
 
 use rayon::prelude::*;
 use turbo_graph::{DType, Graph, Value};
 
 use crate::cases::sample_inputs;
-use crate::common::norm;
+use crate::common::{attn_expand, norm};
 use crate::{
     AttrDef, AttrKind, Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty,
 };
@@ -14,14 +15,18 @@ const L: Dim = Dim::Axis("l");
 const C: Dim = Dim::Axis("c");
 const PAIRS: Dim = Dim::Div(&Dim::Div(&C, &Dim::Attr("heads")), &Dim::Const(2));
 
+/// Rows of a sum. Blocks of queries and keys are multiples of it.
+pub const SUM_ROWS: usize = 32;
+
 /// The op.
 pub const OP: Op = Op {
     name: "TurboNormRope",
-    version: 2,
-    summary: "y = rope(rms_norm(x) * weight)",
+    version: 3,
+    summary: "y = rope(rms_norm(x) * weight), sums = sums of 32 rows of y",
     doc: "The norm runs over the whole width, all heads together. The rotation turns interleaved pairs, \
           (x0 cos - x1 sin, x0 sin + x1 cos), by one table of angles that all heads share; row r is at position r % l. \
-          TurboDiffusion `rcm/networks/wan2pt1.py`; RoFormer, arXiv:2104.09864.",
+          Sums are of `y` as it is rounded, in f32 or better, in any order; the last one of a sequence may be of fewer \
+          rows. TurboDiffusion `rcm/networks/wan2pt1.py`; RoFormer, arXiv:2104.09864.",
     attrs: &[
         AttrDef { name: "heads", kind: AttrKind::Int, doc: "attention heads" },
         AttrDef { name: "eps", kind: AttrKind::Float, doc: "added to the mean square" },
@@ -32,7 +37,15 @@ pub const OP: Op = Op {
         TensorDef { name: "cos", ty: Ty::F32, dims: &[L, PAIRS], doc: "cosine of each pair's angle" },
         TensorDef { name: "sin", ty: Ty::F32, dims: &[L, PAIRS], doc: "sine of each pair's angle" },
     ],
-    outputs: &[TensorDef { name: "y", ty: Ty::T, dims: &[M, C], doc: "normalised and turned" }],
+    outputs: &[
+        TensorDef { name: "y", ty: Ty::T, dims: &[M, C], doc: "normalised and turned" },
+        TensorDef {
+            name: "sums",
+            ty: Ty::F32,
+            dims: &[Dim::Div(&M, &L), Dim::CeilDiv(&L, &Dim::Const(SUM_ROWS)), C],
+            doc: "sum of each 32 rows of a sequence",
+        },
+    ],
     constraint,
     reference,
     cpu,
@@ -62,10 +75,16 @@ fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
             y.push(x[2 * i] * sin + x[2 * i + 1] * cos);
         }
     }
-    vec![Tensor::f64(&inputs[0].shape, y)]
+    let sums = y
+        .chunks(l * c)
+        .flat_map(|sequence| sequence.chunks(SUM_ROWS * c))
+        .flat_map(|rows| (0..c).map(move |column| rows.iter().skip(column).step_by(c).sum()));
+    let sums = Tensor::f64(&[m / l, l.div_ceil(SUM_ROWS), c], sums.collect());
+    vec![Tensor::f64(&inputs[0].shape, y), sums]
 }
 
 fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+    let [y, sums] = outputs else { return };
     let (c, l) = (inputs[0].shape[1], inputs[2].shape[0]);
     if c == 0 {
         return;
@@ -73,18 +92,36 @@ fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
     let d = c / attrs.get_int("heads");
     let (x, weight, cos, sin) = (inputs[0].f32(), inputs[1].f32(), inputs[2].f32(), inputs[3].f32());
     let (eps, zero) = (attrs.get_float("eps"), vec![0.0; c]);
-    outputs[0].f32().par_chunks_mut(c).enumerate().for_each(|(row, y)| {
-        norm::row(false, eps, &x[row * c..][..c], weight, &zero, y);
-        let at = row % l * (d / 2);
-        let (cos, sin) = (&cos[at..at + d / 2], &sin[at..at + d / 2]);
-        for head in y.chunks_exact_mut(d) {
-            for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
-                let (a, b) = (pair[0], pair[1]);
-                pair[0] = a * cos - b * sin;
-                pair[1] = a * sin + b * cos;
+    let parts: Vec<&mut [f32]> = y.f32().chunks_mut(l * c).flat_map(|x| x.chunks_mut(SUM_ROWS * c)).collect();
+    let parts = parts.into_par_iter().zip(sums.f32().par_chunks_mut(c)).enumerate();
+    parts.for_each(|(part, (y, sums))| {
+        let (sequence, part) = (part / l.div_ceil(SUM_ROWS), part % l.div_ceil(SUM_ROWS));
+        let mut total = vec![0.0; c];
+        for (i, y) in y.chunks_exact_mut(c).enumerate() {
+            let position = part * SUM_ROWS + i;
+            norm::row(false, eps, &x[(sequence * l + position) * c..][..c], weight, &zero, y);
+            let at = position * (d / 2);
+            let (cos, sin) = (&cos[at..at + d / 2], &sin[at..at + d / 2]);
+            for head in y.chunks_exact_mut(d) {
+                for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
+                    let (a, b) = (pair[0], pair[1]);
+                    pair[0] = a * cos - b * sin;
+                    pair[1] = a * sin + b * cos;
+                }
             }
+            total.iter_mut().zip(&*y).for_each(|(sum, &y)| *sum += f64::from(y));
         }
+        sums.iter_mut().zip(total).for_each(|(sum, total)| *sum = total as f32);
     });
+}
+
+/// The op's `sums` of rows `[sequences * l, c]`.
+pub fn sum_rows<T: Copy + Into<f64>>(x: &[T], [l, c]: [usize; 2]) -> impl Iterator<Item = f32> {
+    let parts = x.chunks(l * c).flat_map(move |sequence| sequence.chunks(SUM_ROWS * c));
+    let sum = move |rows: &[T], column: usize| {
+        rows.iter().skip(column).step_by(c).map(|&x| x.into()).sum::<f64>() as f32
+    };
+    parts.flat_map(move |rows| (0..c).map(move |column| sum(rows, column)))
 }
 
 fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
@@ -108,7 +145,13 @@ fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {
     let second = g.add(p, q);
     let y = g.concat(&[first, second], 4);
     let y = g.reshape(y, &[m, c]);
-    vec![g.cast(y, dtype)]
+    let y = g.cast(y, dtype);
+    let sums = g.cast(y, DType::F32);
+    let sums = g.reshape(sums, &[m / l.max(1), 1, l, c]);
+    let parts = attn_expand::blocks(g, sums, SUM_ROWS);
+    let count = g.dim(parts, 2);
+    let sums = g.reduce_sum(parts, &[3]);
+    vec![y, g.reshape(sums, &[m / l.max(1), count, c])]
 }
 
 fn sample(case: &Case) -> Vec<Tensor> {
@@ -121,7 +164,7 @@ fn cases() -> Vec<Case> {
         attrs: Attrs::new().int("heads", heads).float("eps", 1e-6),
         dims: Dims::of(&[("m", b * l), ("l", l), ("c", c)]),
         seed: 11,
-        tol: vec![Tol::Rel(2e-6, "f32 arithmetic")],
+        tol: vec![Tol::Rel(2e-6, "f32 arithmetic"), Tol::Rel(4e-6, "f32 arithmetic, and values that cancel")],
     };
     vec![
         case("tiny", [1, 1, 2, 1]),

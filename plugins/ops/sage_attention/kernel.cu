@@ -26,8 +26,8 @@ Status launch(TurboSageAttention::Attrs const& attrs, Call const& call, void* me
     attn::Kept const all{nullptr, buffers.blocks};
     return attn::byType(call.in[0].type, [&](auto type) {
         attn::LinearBuffers<decltype(type)> const none;
-        return attn::launchSage<false>(buffers, none, shape, call, 0, all, attrs.block_q, attrs.block_k, isFp8(attrs),
-                                       stream);
+        return attn::launchSage<false>(buffers, none, shape, call, TurboSageAttention::kInKSums, 0, all, attrs.block_q,
+                                       attrs.block_k, isFp8(attrs), stream);
     });
 }
 

@@ -6,28 +6,35 @@ use crate::attention::{INPUTS, cases, cpu, expand, reference};
 use crate::block_map::heads_and_batch_divide;
 use crate::cases::sample_inputs;
 use crate::common::attn::Form;
-use crate::sage_sla::{PV, SAGE_DOC};
-use crate::sla::{ATTRS, OUTPUTS};
-use crate::{Attrs, Op, Tol};
+use crate::norm_rope::SUM_ROWS;
+use crate::sage_sla::{PV, SAGE_DOC, key_sums};
+use crate::sla::{ATTRS, OUTPUTS, sums_of};
+use crate::{Attrs, Case, Dim, Op, Tensor, Tol};
 
 fn blocks(attrs: &Attrs) -> [usize; 2] {
     ["block_q", "block_k"].map(|name| attrs.get_int(name))
 }
 
+const SUMS: &[Dim] = &[
+    Dim::Attr("batch"),
+    Dim::CeilDiv(&Dim::Div(&Dim::Axis("n"), &Dim::Attr("batch")), &Dim::Const(SUM_ROWS)),
+    Dim::Axis("c"),
+];
+
 /// The op.
 pub const OP: Op = Op {
     name: "TurboSageAttention",
-    version: 2,
+    version: 3,
     summary: "o = sage_softmax(q, k) v",
     doc: SAGE_DOC,
     attrs: &[ATTRS[0], ATTRS[1], ATTRS[2], ATTRS[3], PV],
-    inputs: INPUTS,
+    inputs: &[INPUTS[0], INPUTS[1], INPUTS[2], key_sums(SUMS)],
     outputs: OUTPUTS,
     constraint: heads_and_batch_divide,
     reference: |attrs, inputs| reference(Form::sage(attrs), blocks(attrs), attrs, inputs),
     cpu: |attrs, inputs, outputs| cpu(Form::sage(attrs), blocks(attrs), attrs, inputs, outputs),
     expand: Some(|g, attrs, inputs| expand(Form::sage(attrs), blocks(attrs), g, attrs, inputs)),
-    sample: |case| sample_inputs(&OP, case),
+    sample,
     cases: || {
         let because = "f32 rounding moves values across INT8 and FP8 steps";
         let with = |pv: &'static str, q: usize, k: usize| {
@@ -41,6 +48,12 @@ pub const OP: Op = Op {
         all
     },
 };
+
+fn sample(case: &Case) -> Vec<Tensor> {
+    let mut tensors = sample_inputs(&OP, case);
+    tensors[3] = sums_of(&tensors[1], case.attrs.get_int("batch"));
+    tensors
+}
 
 #[cfg(test)]
 mod tests {

@@ -41,8 +41,8 @@ Status launch(TurboSageSla::Attrs const& attrs, Call const& call, void* memory, 
     return attn::byType(call.in[Op::kInQ].type, [&](auto type) {
         using T = decltype(type);
         Buffers<T> const buffers(memory, shape, attrs);
-        return attn::launchSage<true>(buffers.sage, buffers.linear, shape, call, Op::kInProjW, kept, attrs.block_q,
-                                      attrs.block_k, isFp8(attrs), stream);
+        return attn::launchSage<true>(buffers.sage, buffers.linear, shape, call, Op::kInKSums, Op::kInProjW, kept,
+                                      attrs.block_q, attrs.block_k, isFp8(attrs), stream);
     });
 }
 

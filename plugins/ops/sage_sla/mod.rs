@@ -5,8 +5,9 @@
 
 use crate::block_map::heads_and_batch_divide;
 use crate::common::attn::Form;
+use crate::norm_rope::SUM_ROWS;
 use crate::sla::{ATTRS, INPUTS, OUTPUTS, cases, cpu, expand, reference, sample};
-use crate::{AttrDef, AttrKind, Op, Tol};
+use crate::{AttrDef, AttrKind, Dim, Op, TensorDef, Tol, Ty};
 
 /// The type of probabilities and values.
 pub const PV: AttrDef = AttrDef {
@@ -16,20 +17,31 @@ pub const PV: AttrDef = AttrDef {
 };
 
 /// What the SageAttention form means, for the ops' documentation.
-pub const SAGE_DOC: &str = "Keys have their mean over all tokens subtracted. Queries and keys become INT8 per block: \
+pub const SAGE_DOC: &str = "Keys have their mean over all tokens, from `k_sums`, subtracted. Queries and keys become INT8 per block: \
     scale = max|x| / 127 + 1e-7, rounded half away from zero; sums are exact. Probabilities are 2^(s - max + 8.807) in \
     E4M3 and values E4M3 per channel at scale max|v| / 2.25 (`pv` fp8), or both half without offset (`pv` f16). `max` is \
     the row's maximum over this and all earlier kept key blocks; what was summed before is rescaled when it grows. The \
     denominator sums probabilities before rounding (fp8) or after it (f16). Order and width of accumulation are free.";
 
+/// What tells the mean of keys: the sums of their rows.
+pub const fn key_sums(dims: &'static [Dim]) -> TensorDef {
+    TensorDef { name: "k_sums", ty: Ty::F32, dims, doc: "sums of keys, of TurboNormRope" }
+}
+
+const SUMS: &[Dim] = &[
+    Dim::Attr("batch"),
+    Dim::CeilDiv(&Dim::Div(&Dim::Axis("m"), &Dim::Attr("batch")), &Dim::Const(SUM_ROWS)),
+    Dim::Axis("c"),
+];
+
 /// The op.
 pub const OP: Op = Op {
     name: "TurboSageSla",
-    version: 2,
+    version: 3,
     summary: "o = sage_sparse_softmax(q, k) v + proj_l(linear_attention(q, k, v))",
     doc: SAGE_DOC,
     attrs: &[ATTRS[0], ATTRS[1], ATTRS[2], ATTRS[3], PV],
-    inputs: INPUTS,
+    inputs: &[INPUTS[0], INPUTS[1], INPUTS[2], INPUTS[3], INPUTS[4], INPUTS[5], key_sums(SUMS)],
     outputs: OUTPUTS,
     constraint: heads_and_batch_divide,
     reference: |attrs, inputs| reference(Form::sage(attrs), attrs, inputs),

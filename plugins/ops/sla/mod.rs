@@ -8,6 +8,7 @@ use crate::block_map::{BLOCKS_Q, ROWS, SIZES, heads_and_batch_divide};
 use crate::cases::sample_inputs;
 use crate::common::attn::{Attention, Form};
 use crate::common::{attn_expand, attn_reference};
+use crate::norm_rope::{SUM_ROWS, sum_rows};
 use crate::{
     AttrDef, AttrKind, Attrs, Case, Data, Dim, Dims, Op, Rng, Tensor, TensorDef, TensorMut, TensorRef, Tol,
     Ty,
@@ -60,11 +61,12 @@ pub const OP: Op = Op {
     cases: || cases(|attrs| attrs, Tol::Rel(1e-5, "f32 arithmetic")),
 };
 
-/// Both branches in f64.
+/// Both branches in f64; the last of seven inputs are the sums of keys, for forms that smooth them.
 pub fn reference(form: Form, attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
     let (m, c) = (inputs[0].shape[0], inputs[0].shape[1]);
     let [b, heads, block_q, block_k] = ["batch", "heads", "block_q", "block_k"].map(|n| attrs.get_int(n));
     let (blocks, keep) = (inputs[3].shape[2], inputs[3].shape[3]);
+    let mean = |batch, h| inputs.get(6).map(|sums| attn_reference::key_mean(sums, [heads, m / b], batch, h));
     let mut out = vec![0.0; m * c];
     for (batch, h) in (0..b).flat_map(|b| (0..heads).map(move |h| (b, h))) {
         let qkv = [0, 1, 2].map(|i| attn_reference::head(&inputs[i], [b, heads], batch, h));
@@ -73,7 +75,7 @@ pub fn reference(form: Form, attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
             inputs[3].as_i32()[at..at + keep].iter().map(|&i| i as usize).collect()
         };
         let linear = attn_reference::linear_branch(qkv.clone(), inputs[4].as_f64(), inputs[5].as_f64());
-        let mut rows = attn_reference::attend(form, qkv, [block_q, block_k], kept);
+        let mut rows = attn_reference::attend(form, qkv, mean(batch, h), [block_q, block_k], kept);
         for (row, linear) in rows.iter_mut().zip(&linear) {
             row.iter_mut().zip(linear).for_each(|(o, l)| *o += l);
         }
@@ -90,6 +92,7 @@ pub fn cpu(form: Form, attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [T
     let attention = Attention {
         form,
         qkv: [inputs[0], inputs[1], inputs[2]],
+        key_sums: inputs.get(6).copied(),
         batch,
         heads,
         blocks: [block_q, block_k],
@@ -109,7 +112,8 @@ pub fn expand(form: Form, g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec
     let qkv = [0, 1, 2].map(|i| attn_expand::heads(g, inputs[i], [batch, heads]));
     let key_blocks = g.dim(qkv[1], 2).div_ceil(block_k.max(1));
     let mask = attn_expand::mask(g, inputs[3], key_blocks);
-    let sparse = attn_expand::attend(g, form, qkv, [block_q, block_k], Some(mask));
+    let mean = inputs.get(6).map(|&sums| attn_expand::key_mean(g, sums, heads, qkv[1]));
+    let sparse = attn_expand::attend(g, form, qkv, mean, [block_q, block_k], Some(mask));
     let linear = attn_expand::linear_branch(g, qkv, inputs[4], inputs[5]);
     let o = g.add(sparse, linear);
     vec![attn_expand::join(g, o, dtype)]
@@ -127,6 +131,9 @@ pub fn sample(op: &Op, case: &Case) -> Vec<Tensor> {
     let [batch, block_k] = ["batch", "block_k"].map(|n| case.attrs.get_int(n));
     let key_blocks = (case.dims.get("m") / batch).div_ceil(block_k);
     let keep = case.dims.get("keep");
+    if let [_, k, _, _, _, _, sums] = &mut tensors[..] {
+        *sums = sums_of(k, batch);
+    }
     if let Some(Data::I32(lut)) = tensors.get_mut(3).map(|t| &mut t.data) {
         for row in lut.chunks_mut(keep.max(1)) {
             let mut all: Vec<i32> = (0..key_blocks as i32).collect();
@@ -139,6 +146,13 @@ pub fn sample(op: &Op, case: &Case) -> Vec<Tensor> {
         }
     }
     tensors
+}
+
+/// The sums that TurboNormRope would give of these keys `[batch * tokens, c]`, in f64.
+pub fn sums_of(k: &Tensor, batch: usize) -> Tensor {
+    let (l, c) = (k.shape[0] / batch, k.shape[1]);
+    let sums = sum_rows(k.as_f64(), [l, c]).map(f64::from);
+    Tensor::f64(&[batch, l.div_ceil(SUM_ROWS), c], sums.collect())
 }
 
 /// Cases over [`SIZES`]; `with` adds an op's own attributes.

@@ -72,7 +72,10 @@ fn attention(runtime: &Runtime) -> Result<()> {
     let keep = key_blocks / 10;
     let whole = || Attrs::new().int("batch", 1).int("heads", heads);
     let sizes = || whole().int("block_q", block_q).int("block_k", block_k);
-    let mut map = one_op(runtime, &turbo_ops::block_map::OP, sizes().int("keep", keep), &dims(&[]))?;
+    let attrs = Attrs::new().int("heads", heads).int("block_q", block_q).int("block_k", block_k);
+    let attrs = attrs.int("tokens", l).int("keep", keep);
+    let sums = Dims::of(&[("b", 1), ("c", heads * d)]);
+    let mut map = one_op(runtime, &turbo_ops::block_map::OP, attrs, &sums)?;
     let mut sparse =
         one_op(runtime, &turbo_ops::sage_sla::OP, sizes().choice("pv", "fp8"), &dims(&[("keep", keep)]))?;
     let attrs = sizes().choice("pv", "fp8");

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use turbo_ops::Attrs;
 use turbo_ops::cases::rel_l2;
+use turbo_ops::norm_rope::{SUM_ROWS, sum_rows};
 use turbo_pipeline::backend::Tensor;
 
 use super::backend::Backend;
@@ -58,8 +59,7 @@ pub(super) fn sla(backend: &dyn Backend, family: &mut Family) -> Result<()> {
 
                 let attrs = tiles(split, block_q, block_k);
                 family.attempt(&format!("{case}: map"), |family| {
-                    let attrs = attrs.clone().int("keep", keep);
-                    let map = op(backend, "TurboBlockMap", &attrs, &[&q, &k])?.swap_remove(0);
+                    let map = block_map(backend, split, [block_q, block_k, keep], [&q, &k])?;
                     if backend.is_exact() {
                         let same = map.iter().zip(kept.as_i32()).all(|(a, b)| *a == *b as f32);
                         family.holds(
@@ -103,8 +103,7 @@ pub(super) fn gpu(backend: &dyn Backend, family: &mut Family) -> Result<()> {
             let expected = lut(&v, &format!("attn.{name}"))?;
             let keep = expected.shape[3];
             family.holds(&format!("{name} keeps a quarter"), keep == shape[1].div_ceil(block_k) / 4);
-            let attrs = tiles(split, block_q, block_k).int("keep", keep);
-            let map = op(backend, "TurboBlockMap", &attrs, &[&q, &k])?.swap_remove(0);
+            let map = block_map(backend, split, [block_q, block_k, keep], [&q, &k])?;
             let scores = pooled_score(&q, &k, split, block_q, block_k)?;
             let (least, margins) = (DECIDED * deviation(&scores), margins(&scores, keep)?);
             let differing: Vec<f64> = differing_rows(&map, &expected, &margins)?.collect();
@@ -119,9 +118,12 @@ pub(super) fn gpu(backend: &dyn Backend, family: &mut Family) -> Result<()> {
     }
 
     let (weight, bias) = (v.f32("attn.proj_l.weight")?, v.f32("attn.proj_l.bias")?);
+    let k_sums = sums(&k, split[0])?;
     let sparse = |name: &str, attrs: &Attrs, map: &str| -> Result<Vec<f32>> {
-        let inputs = [&q, &k, &val, &lut(&v, map)?, &weight, &bias];
-        Ok(op(backend, name, attrs, &inputs)?.swap_remove(0))
+        let inputs = [&q, &k, &val, &lut(&v, map)?, &weight, &bias, &k_sums];
+        // Only what smooths keys takes their sums.
+        let count = turbo_ops::find(name).map_or(0, |op| op.inputs.len());
+        Ok(op(backend, name, attrs, &inputs[..count])?.swap_remove(0))
     };
     family.attempt("sla", |family| {
         let o = sparse("TurboSla", &tiles(split, 128, 64), "attn.sparse_map_bq128_bk64")?;
@@ -141,7 +143,9 @@ pub(super) fn gpu(backend: &dyn Backend, family: &mut Family) -> Result<()> {
     });
     let dense = v.values("attn.dense.o")?;
     let all = |name: &str, attrs: &Attrs| -> Result<Vec<f32>> {
-        Ok(op(backend, name, attrs, &[&q, &k, &val])?.swap_remove(0))
+        let inputs = [&q, &k, &val, &k_sums];
+        let count = turbo_ops::find(name).map_or(0, |op| op.inputs.len());
+        Ok(op(backend, name, attrs, &inputs[..count])?.swap_remove(0))
     };
     family.attempt("dense", |family| {
         let o = all("TurboAttention", &whole(split))?;
@@ -173,6 +177,29 @@ fn tokens(x: &Tensor) -> Result<Tensor> {
 fn joined(x: &Tensor) -> Result<Tensor> {
     let &[b, l, heads, d] = x.shape.as_slice() else { bail!("{:?} are no heads", x.shape) };
     Ok(Tensor::f32(vec![b * l, heads * d], x.as_f32().to_vec()))
+}
+
+/// The sums that TurboNormRope gives of rows `[b * l, c]`.
+fn sums(x: &Tensor, b: usize) -> Result<Tensor> {
+    let &[rows, c] = x.shape.as_slice() else { bail!("{:?} are no rows", x.shape) };
+    let l = rows / b;
+    Ok(Tensor::f32(vec![b, l.div_ceil(SUM_ROWS), c], sum_rows(x.as_f32(), [l, c]).collect()))
+}
+
+/// The blocks that `TurboBlockMap` keeps.
+fn block_map(
+    backend: &dyn Backend,
+    [b, heads]: [usize; 2],
+    [block_q, block_k, keep]: [usize; 3],
+    [q, k]: [&Tensor; 2],
+) -> Result<Vec<f32>> {
+    let attrs = Attrs::new()
+        .int("tokens", q.shape[0] / b)
+        .int("heads", heads)
+        .int("block_q", block_q)
+        .int("block_k", block_k)
+        .int("keep", keep);
+    Ok(op(backend, "TurboBlockMap", &attrs, &[&sums(q, b)?, &sums(k, b)?])?.swap_remove(0))
 }
 
 /// A map of kept blocks `[b, heads, q blocks, k blocks]` as the ascending list that the ops take.

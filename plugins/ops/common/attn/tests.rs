@@ -16,7 +16,10 @@ fn run(form: Form, threads: usize, kept: impl Fn(usize, usize) -> Vec<usize> + S
     let qkv = [tensors[0].view(), tensors[1].view(), tensors[2].view()];
     let mut out = vec![f32::NAN; batch * l * heads * d];
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-    pool.install(|| Attention { form, qkv, batch, heads, blocks: [64, 32], proj: None }.run(&mut out, kept));
+    pool.install(|| {
+        Attention { form, qkv, batch, heads, blocks: [64, 32], key_sums: None, proj: None }
+            .run(&mut out, kept)
+    });
     out
 }
 

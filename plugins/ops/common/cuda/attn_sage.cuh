@@ -125,12 +125,13 @@ struct SageBuffers {
     }
 };
 
-// Enqueues SageAttention with key blocks of kBlock; the linear branch takes proj_w from input `weight`.
+// Enqueues SageAttention with key blocks of kBlock; sums of keys are input `keySums`, and the linear branch takes proj_w
+// from input `weight`.
 template <bool kLinear, int kBlock, bool kFp8, class T>
 Status launchSageAs(SageBuffers const& buffers, LinearBuffers<T> const& branch, Shape const& shape, Call const& call,
-                    int32_t weight, Kept const& kept, int32_t blockQ, cudaStream_t stream) {
+                    int32_t keySums, int32_t weight, Kept const& kept, int32_t blockQ, cudaStream_t stream) {
     auto const* const q = static_cast<T const*>(call.in[0].data);
-    auto const* const k = static_cast<T const*>(call.in[1].data);
+    auto const* const sums = static_cast<float const*>(call.in[keySums].data);
     auto const* const v = static_cast<T const*>(call.in[2].data);
     auto const depth = static_cast<uint32_t>(kFp8 ? 2 * shape.batch : shape.batch);
     float const* const valueMax = buffers.stats + shape.batch * buffers.width;
@@ -139,7 +140,7 @@ Status launchSageAs(SageBuffers const& buffers, LinearBuffers<T> const& branch, 
     };
     dim3 const partials(columns(shape.vector ? 256 : 32), buffers.chunks, depth);
     Status status = enqueue(shape.vector ? channelPartials<T, 8> : channelPartials<T, 1>, partials,
-                            dim3(32, kStatGroups), 0, stream, shape, k, v, buffers.partials);
+                            dim3(32, kStatGroups), 0, stream, shape, sums, v, buffers.partials);
     if (!status.ok()) return status;
     status = enqueue(channelStats, dim3(columns(32), depth), dim3(32, kStatGroups), 0, stream, shape,
                      buffers.chunks, buffers.partials, buffers.stats);
@@ -171,11 +172,12 @@ Status launchSageAs(SageBuffers const& buffers, LinearBuffers<T> const& branch, 
 // The same with the key block and the type of values as attributes say.
 template <bool kLinear, class T>
 Status launchSage(SageBuffers const& buffers, LinearBuffers<T> const& branch, Shape const& shape, Call const& call,
-                  int32_t weight, Kept const& kept, int32_t blockQ, int32_t blockK, bool fp8, cudaStream_t stream) {
+                  int32_t keySums, int32_t weight, Kept const& kept, int32_t blockQ, int32_t blockK, bool fp8,
+                  cudaStream_t stream) {
     auto const small = fp8 ? launchSageAs<kLinear, 64, true, T> : launchSageAs<kLinear, 64, false, T>;
     auto const large = fp8 ? launchSageAs<kLinear, 128, true, T> : launchSageAs<kLinear, 128, false, T>;
     auto const as = blockK == 64 ? small : large;
-    return as(buffers, branch, shape, call, weight, kept, blockQ, stream);
+    return as(buffers, branch, shape, call, keySums, weight, kept, blockQ, stream);
 }
 
 }  // namespace turbo::attn

@@ -38,27 +38,33 @@ struct alignas(16) KeyBlock {
     int32_t unused[2];
 };
 
-// Rows of one column of a tensor that a block of threads goes through.
+// Rows of one column of a tensor that a block of threads goes through: a sum of keys for each group.
 constexpr int kStatRows = 256;
 constexpr int kStatGroups = 8;
+static_assert(kStatRows == kStatGroups * kSumRows);
 
 __device__ inline float largest(float a, float b) { return fmaxf(a, fabsf(b)); }
 
 // Sums of keys and largest magnitudes of values over kStatRows tokens: partials [1 or 2, batch, chunks,
-// channel]; the latter where the grid is twice the batch deep. A thread takes kWidth channels of every eighth
-// token.
+// channel]; the latter where the grid is twice the batch deep. A thread takes kWidth channels of a sum of keys, or of
+// every eighth token's values.
 template <class T, int kWidth>
 static __global__ void __launch_bounds__(32 * kStatGroups)
-    channelPartials(Shape shape, T const* k, T const* v, float* partials) {
+    channelPartials(Shape shape, float const* keySums, T const* v, float* partials) {
     __shared__ float groups[kStatGroups][32 * kWidth];
     bool const isValues = static_cast<int32_t>(blockIdx.z) >= shape.batch;
     int32_t const batch = isValues ? blockIdx.z - shape.batch : blockIdx.z;
     int64_t const width = shape.width();
     int64_t const first = int64_t{blockIdx.x} * 32 * kWidth, channel = first + threadIdx.x * kWidth;
-    T const* const from = (isValues ? v : k) + batch * shape.s * width + channel;
-    int32_t const begin = blockIdx.y * kStatRows + threadIdx.y, end = min((blockIdx.y + 1) * kStatRows, shape.s);
     float total[kWidth] = {};
-    if (channel < width) {
+    if (channel < width && !isValues) {
+        int32_t const sums = (shape.s + kSumRows - 1) / kSumRows, sum = blockIdx.y * kStatGroups + threadIdx.y;
+        float const* const from = keySums + (int64_t{batch} * sums + sum) * width + channel;
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) total[i] = sum < sums ? from[i] : 0.0f;
+    } else if (channel < width) {
+        T const* const from = v + batch * shape.s * width + channel;
+        int32_t const begin = blockIdx.y * kStatRows + threadIdx.y, end = min((blockIdx.y + 1) * kStatRows, shape.s);
         // Several tokens are on their way at a time.
         constexpr int kAhead = 4;
         for (int32_t row = begin; row < end; row += kAhead * kStatGroups) {
@@ -76,8 +82,7 @@ static __global__ void __launch_bounds__(32 * kStatGroups)
 #pragma unroll
             for (int i = 0; i < kAhead * kWidth; ++i) {
                 float const x = unpack<T>(elements[i / kWidth][i % kWidth]).x;
-                float& sum = total[i % kWidth];
-                sum = isValues ? largest(sum, x) : sum + x;
+                total[i % kWidth] = largest(total[i % kWidth], x);
             }
         }
     }

@@ -74,6 +74,17 @@ __device__ __forceinline__ void store(T* to, From const (&from)[N]) {
     }
 }
 
+// The same as they lie.
+template <bool wide, int32_t N, class T>
+__device__ __forceinline__ void store(T* to, Pack<T, N> const& from) {
+    if constexpr (wide) {
+        *reinterpret_cast<Pack<T, N>*>(to) = from;
+    } else {
+#pragma unroll
+        for (int32_t i = 0; i < N; ++i) to[i] = from.at[i];
+    }
+}
+
 // The same sum in every lane.
 __device__ __forceinline__ float warpSum(float x) {
 #pragma unroll

@@ -30,6 +30,8 @@ template <class T, int32_t kLanes, bool wide, int32_t kHeld>
 struct Row {
     using Element = T;
     static constexpr int32_t kVector = kLanes;
+    static constexpr int32_t kElements = kHeld;
+    static constexpr int32_t kWidest = kRowThreadsMax * kHeld;
     static constexpr bool kWideAccess = wide;
 
     static constexpr int32_t kThreadsMax = kRowThreadsMax, kCtasMin = 0;  // left to the compiler

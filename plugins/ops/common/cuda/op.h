@@ -15,6 +15,7 @@ namespace turbo {
 enum class DType : int32_t { kF32, kBF16, kF16, kI8, kI32 };
 
 constexpr int32_t kMaxRank = 4;
+constexpr int32_t kSumRows = 32;  // rows of each sum that TurboNormRope gives
 
 // Contiguous row-major elements on the device. `data` is null where only sizes matter.
 struct Tensor {
