@@ -45,9 +45,10 @@ impl Tol {
             _ => tensor.to_f64(),
         };
         let (a, b) = (values(found), values(expected));
-        let worst = (0..a.len()).max_by(|&i, &j| (a[i] - b[i]).abs().total_cmp(&(a[j] - b[j]).abs()));
-        let at = |i: usize| format!("worst at {i}: {} against {}", a[i], b[i]);
-        let place = worst.map(at).unwrap_or_default();
+        let place = || {
+            let worst = (0..a.len()).max_by(|&i, &j| (a[i] - b[i]).abs().total_cmp(&(a[j] - b[j]).abs()));
+            worst.map(|i| format!("worst at {i}: {} against {}", a[i], b[i])).unwrap_or_default()
+        };
         if let Some(i) = (0..a.len()).find(|&i| b[i].is_finite() && !a[i].is_finite()) {
             return Err(format!("element {i} is {}, expected {}", a[i], b[i]));
         }
@@ -57,11 +58,11 @@ impl Tol {
                 if error <= bound {
                     return Ok(error);
                 }
-                Err(format!("rel L2 {error:.3e} exceeds {bound:.1e} ({because}); {place}"))
+                Err(format!("rel L2 {error:.3e} exceeds {bound:.1e} ({because}); {}", place()))
             }
             Tol::Exact => {
                 let count = a.iter().zip(&b).filter(|(x, y)| x != y).count();
-                if count == 0 { Ok(0.0) } else { Err(format!("{count} elements differ; {place}")) }
+                if count == 0 { Ok(0.0) } else { Err(format!("{count} elements differ; {}", place())) }
             }
             Tol::OffByOne(share, because) => {
                 let count = a.iter().zip(&b).filter(|(x, y)| x != y).count();
@@ -71,7 +72,8 @@ impl Tol {
                     return Ok(found);
                 }
                 Err(format!(
-                    "{count} elements differ, {far} by more than 1, allowed {share:.1e} of them ({because}); {place}"
+                    "{count} elements differ, {far} by more than 1, allowed {share:.1e} of them ({because}); {}",
+                    place()
                 ))
             }
         }

@@ -88,7 +88,7 @@ sanitizers() {
     for tool in memcheck initcheck synccheck; do sanitized 0 "$tool" & done
     for op in W8A8Linear W8A8LinearQkv W8A8LinearResidual NormQuantize Linear W8A8LinearQuantize SageSla BlockMap \
         SageAttention Sla Attention Norm NormRope Quantize; do
-        case $op in W8A8* | NormQuantize | Linear) parts=6 ;; *) parts=1 ;; esac
+        case $op in W8A8* | NormQuantize) parts=6 ;; *) parts=1 ;; esac
         for ((part = 1; part <= parts; part++)); do
             while [ "$(jobs -rp | wc -l)" -ge "$cores" ]; do wait -n; done
             sanitized $((part % 2 * last)) racecheck "Turbo$op" "$part/$parts" &

@@ -11,8 +11,8 @@ use crate::model_cases::model_cases;
 use crate::node::{Argument, Call, Node};
 use crate::tolerance::{Against, limit, tolerance};
 
-/// Cases whose references are computed at the same time.
-const BATCH: usize = 16;
+/// Jobs whose references are computed at the same time: whole cases, of up to three activation types.
+const BATCH: usize = 15;
 /// What outputs and workspace hold before each run: NaN in every floating-point type, then other values, so that
 /// what is not written, or is read before it is written, differs between the runs.
 const POISON: [u8; 3] = [0xff, 0x7f, 0x3c];
@@ -110,23 +110,23 @@ pub fn jobs(selection: Selection<'_>) -> Result<Vec<Job>> {
     if let Some(name) = selection.op {
         turbo_ops::find(name).with_context(|| format!("there is no op `{name}`"))?;
     }
-    let mut all = Vec::new();
-    for op in turbo_ops::ALL.iter().copied().filter(|op| selection.op.is_none_or(|name| name == op.name)) {
-        let own = (op.cases)().into_iter().map(|case| (case, Against::Reference));
+    let ops = turbo_ops::ALL.iter().copied().filter(|op| selection.op.is_none_or(|name| name == op.name));
+    let cases = ops.flat_map(|op| {
+        let own = (op.cases)().into_iter().map(move |case| (op, case, Against::Reference));
         let large = if selection.small { Vec::new() } else { model_cases(op) };
-        let large = large.into_iter().map(|case| (case, Against::CpuKernel));
-        for (case, against) in own.chain(large) {
-            if selection.case.is_none_or(|text| case.name.contains(text)) {
-                let job = |&activation| Job { op, case: case.clone(), activation, against };
-                all.extend(activations(op).iter().map(job));
-            }
-        }
-    }
-    if let Some(Part { index, count }) = selection.part {
-        all = all.into_iter().skip(index - 1).step_by(count).collect();
-    }
-    ensure!(!all.is_empty(), "there is no such case");
-    Ok(all)
+        own.chain(large.into_iter().map(move |case| (op, case, Against::CpuKernel)))
+    });
+    let cases = cases.filter(|(_, case, _)| selection.case.is_none_or(|text| case.name.contains(text)));
+    let Part { index, count } = selection.part.unwrap_or(Part { index: 1, count: 1 });
+    let jobs: Vec<Job> = cases
+        .skip(index - 1)
+        .step_by(count)
+        .flat_map(|(op, case, against)| {
+            activations(op).iter().map(move |&activation| Job { op, case: case.clone(), activation, against })
+        })
+        .collect();
+    ensure!(!jobs.is_empty(), "there is no such case");
+    Ok(jobs)
 }
 
 /// Runs jobs in order; `report` hears of each outcome at once.
@@ -141,17 +141,20 @@ pub fn run(
 ) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::with_capacity(jobs.len());
     for batch in jobs.chunks(BATCH) {
-        let refusals: Vec<Option<String>> = batch.iter().map(|job| refusal(library, job)).collect();
-        let prepared: Vec<Option<Result<Prepared>>> = batch
+        let asked: Vec<(&Job, Option<String>)> =
+            batch.iter().map(|job| (job, refusal(library, job))).collect();
+        let groups: Vec<&[(&Job, Option<String>)]> = asked.chunk_by(|(a, _), (b, _)| alike(a, b)).collect();
+        let prepared: Vec<Option<Result<Prepared>>> = groups
             .par_iter()
-            .zip(&refusals)
-            .map(|(job, refusal)| refusal.is_none().then(|| prepare(job)))
+            .map(|group| group.iter().any(|(_, refusal)| refusal.is_none()).then(|| prepare(group[0].0)))
             .collect();
-        for ((job, refusal), prepared) in batch.iter().zip(refusals).zip(prepared) {
+        let jobs = groups.iter().zip(&prepared);
+        let jobs = jobs.flat_map(|(group, prepared)| group.iter().map(move |asked| (asked, prepared)));
+        for ((job, refusal), prepared) in jobs {
             let verdict = match (refusal, prepared) {
-                (Some(why), _) if may_refuse(job) => Verdict::Skipped(why),
-                (Some(why), _) => Verdict::Failed(why),
-                (None, Some(Ok(prepared))) => match execute(library, job, &prepared, bare) {
+                (Some(why), _) if may_refuse(job) => Verdict::Skipped(why.clone()),
+                (Some(why), _) => Verdict::Failed(why.clone()),
+                (None, Some(Ok(prepared))) => match execute(library, job, prepared, bare) {
                     Ok(measures) => Verdict::Passed(measures),
                     Err(error) => Verdict::Failed(format!("{error:#}")),
                 },
@@ -159,7 +162,7 @@ pub fn run(
                 (None, None) => Verdict::Failed("was not prepared".to_string()),
             };
             let failed = matches!(verdict, Verdict::Failed(_));
-            outcomes.push(Outcome { job: job.clone(), verdict });
+            outcomes.push(Outcome { job: (*job).clone(), verdict });
             outcomes.last().into_iter().for_each(&mut report);
             if failed {
                 library.synchronize().with_context(|| {
@@ -172,6 +175,12 @@ pub fn run(
         }
     }
     Ok(outcomes)
+}
+
+/// Whether jobs differ in the activation type alone and no input has it, so that what is expected is the same.
+fn alike(a: &Job, b: &Job) -> bool {
+    let same = std::ptr::eq(a.op, b.op) && a.case.name == b.case.name && a.against == b.against;
+    same && a.op.inputs.iter().all(|def| def.ty != Ty::T)
 }
 
 /// Tensor cores multiply 16-bit types: products of activations need not take f32. Every other kernel takes all.
