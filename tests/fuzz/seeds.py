@@ -229,7 +229,7 @@ def engine_zip(entries):
 def write_engine():
     content = b"graph"
     plain = manifest(content)
-    sla = {"kind": "sagesla", "topk": 0.5, "block_q": 2, "block_k": 2, "pv": "fp8"}
+    sla = {"kind": "sagesla", "topk": 0.5, "block_q": 64, "block_k": 64, "pv": "fp8"}
     step = {"name": "a", "graph": GRAPH, "weights": [GRAPH], "peak_memory_bytes": 9}
     tensor = {"dtype": "bf16", "shape": [2, 3]}
     stages = [

@@ -3,6 +3,7 @@
 use serde_json::Value as Json;
 use turbo_models::dit::{self, Attention, LatentSize, Linear, MAX_GRID, PvType, Recipe, Tiling, keep_blocks};
 use turbo_models::{umt5, vae};
+use turbo_ops::norm_rope::SUM_ROWS;
 use turbo_sampler::MAX_STEPS;
 
 use crate::CompileError;
@@ -313,6 +314,12 @@ fn recipe(
         .zip(whole(json, "sla", "block_k"))
         .map(|(q, k)| Tiling { block_q: q, block_k: k });
     let tiling = choices.tiling.or(from_json).unwrap_or(tiling);
+    let blocks = [tiling.block_q, tiling.block_k];
+    if sparse && blocks.iter().any(|&block| block == 0 || !block.is_multiple_of(SUM_ROWS)) {
+        let what = format!("attention blocks of {} queries and {} keys", tiling.block_q, tiling.block_k);
+        let hint = format!("give whole multiples of {SUM_ROWS}: --tiling 128x64 or 64x128");
+        return Err(CompileError::usage(what, hint));
+    }
     let topk = choices.topk.or_else(|| sla("topk")?.as_f64()).unwrap_or(default.topk);
     if !(topk > 0.0 && topk <= 1.0) {
         return Err(CompileError::usage(

@@ -305,6 +305,14 @@ fn damaged_checkpoints_are_refused() {
     model.compile(&[]).refused(3, &["blocks.2.ffn.0.weight"]);
 
     let model = Model::new();
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(model.path("config.json")).unwrap()).unwrap();
+    for block in [0, 48] {
+        config["sla"]["block_k"] = block.into();
+        std::fs::write(model.path("config.json"), config.to_string()).unwrap();
+        let found = format!("attention blocks of 128 queries and {block} keys");
+        model.compile(&[]).refused(2, &[&found, "whole multiples of 32"]);
+    }
     std::fs::write(model.path("config.json"), "{").unwrap();
     model.compile(&[]).refused(3, &["config.json", "not JSON"]);
 

@@ -42,10 +42,8 @@ pub(super) fn norm_rope(
 ) -> Summed {
     let weight = params.typed(g, &g.path(&format!("{leaf}.weight")), &[config.dim], DType::F32);
     let attrs = Attrs::new().int("heads", config.heads).float("eps", config.eps);
-    match turbo_ops::emit(g, "TurboNormRope", attrs, &[x, weight, cos, sin])[..] {
-        [rows, sums, ..] => Summed { rows, sums },
-        _ => Summed { rows: x, sums: x },
-    }
+    let out = turbo_ops::emit(g, "TurboNormRope", attrs, &[x, weight, cos, sin]);
+    Summed { rows: out[0], sums: out[1] }
 }
 
 /// Dense softmax attention of `q [b * l, c]` with `k` and `v [b * s, c]`.

@@ -11,7 +11,7 @@ use crate::model_cases::model_cases;
 use crate::node::{Argument, Call, Node};
 use crate::tolerance::{Against, limit, tolerance};
 
-/// Jobs whose references are computed at the same time: whole cases, of up to three activation types.
+/// Jobs whose references are computed at the same time.
 const BATCH: usize = 15;
 /// What outputs and workspace hold before each run: NaN in every floating-point type, then other values, so that
 /// what is not written, or is read before it is written, differs between the runs.

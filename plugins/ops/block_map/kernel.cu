@@ -361,7 +361,6 @@ Status prepare(TurboBlockMap::Attrs const& attrs, Call const& call, size_t* byte
     if (attrs.block_q % kSumRows != 0 || attrs.block_k % kSumRows != 0) {
         return {"`block_q` and `block_k` must be multiples of 32"};
     }
-    if (q.dim[1] != ceilDiv(attrs.tokens, kSumRows)) return {"`q_sums` must have a sum for each 32 of `tokens`"};
     if (q.dim[2] == 0 || q.dim[2] % attrs.heads != 0) return {"`heads` must divide axis `c` of `q_sums`"};
     Plan const plan(attrs, q);
     if (attrs.keep < 0 || attrs.keep > plan.blocksK) return {"`keep` must be 0 to the number of key blocks"};

@@ -116,13 +116,12 @@ fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
     for (batch, h) in (0..b).flat_map(|b| (0..heads).map(move |h| (b, h))) {
         let [queries, keys] = [(0, block_q), (1, block_k)]
             .map(|(i, block)| pooled(inputs[i].as_f64(), &inputs[i].shape, [batch, h * d, d], tokens, block));
-        let of_all = pooled(inputs[1].as_f64(), &inputs[1].shape, [batch, h * d, d], tokens, usize::MAX);
+        let mean = pooled(inputs[1].as_f64(), &inputs[1].shape, [batch, h * d, d], tokens, usize::MAX);
+        let smooth = |key: &Vec<f64>| key.iter().zip(&mean[0]).map(|(key, mean)| key - mean).collect();
+        let keys: Vec<Vec<f64>> = keys.iter().map(smooth).collect();
         for query in &queries {
-            let score = |key: &Vec<f64>| {
-                let smooth: Vec<f64> = key.iter().zip(&of_all[0]).map(|(key, mean)| key - mean).collect();
-                dot(query, &smooth)
-            };
-            lut.extend(best(&keys.iter().map(score).collect::<Vec<_>>(), keep));
+            let scores: Vec<f64> = keys.iter().map(|key| dot(query, key)).collect();
+            lut.extend(best(&scores, keep));
         }
     }
     vec![Tensor::i32(&[b, heads, tokens.div_ceil(block_q), keep], lut)]
@@ -145,8 +144,8 @@ fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
     });
 }
 
-/// Means of blocks of rows, of `d` channels from `channel` on, from their sums `[b, sums, c]`; of all rows with the
-/// largest block.
+/// Means of blocks of rows, of `d` channels from `channel` on, from their sums `[b, sums, c]`; with `usize::MAX` as `block`
+/// one mean, of all rows.
 pub fn pooled<T: Copy + Into<f64>>(
     sums: &[T],
     shape: &[usize],

@@ -112,16 +112,13 @@ impl Attention<'_> {
             });
         }
     }
-}
 
-impl Attention<'_> {
-    /// Mean of a head's keys; zero where there are no sums.
+    /// Mean of a head's keys, for the forms that smooth them.
     fn key_mean(&self, head: usize) -> Vec<f32> {
         let (s, d) = (self.qkv[1].shape[0] / self.batch, self.qkv[1].shape[1] / self.heads);
         let place = [head / self.heads, head % self.heads * d, d];
-        let mean =
-            self.key_sums.map(|sums| pooled(sums.f32(), sums.shape, place, s, usize::MAX).swap_remove(0));
-        mean.map_or(vec![0.0; d], |mean| mean.iter().map(|&x| x as f32).collect())
+        let mean = |sums: TensorRef<'_>| pooled(sums.f32(), sums.shape, place, s, usize::MAX).swap_remove(0);
+        self.key_sums.map(mean).unwrap_or_default().into_iter().map(|x| x as f32).collect()
     }
 }
 

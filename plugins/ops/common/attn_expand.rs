@@ -61,8 +61,8 @@ pub fn key_mean(g: &mut Graph, sums: Value, h: usize, keys: Value) -> Value {
     g.mul_scalar(sum, 1.0 / s.max(1) as f64)
 }
 
-/// Softmax attention of `[b, h, l, d]` with `[b, h, s, d]`, keys smoothed by their mean; `mask` is 1 where a pair of blocks is kept,
-/// `[b, h, query blocks, key blocks]`.
+/// Softmax attention of `[b, h, l, d]` with `[b, h, s, d]`; the SageAttention forms smooth keys by their mean. `mask` is 1
+/// where a pair of blocks is kept, `[b, h, query blocks, key blocks]`.
 pub fn attend(
     g: &mut Graph,
     form: Form,

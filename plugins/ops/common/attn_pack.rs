@@ -43,15 +43,6 @@ impl<'a> Rows<'a> {
         self.batch.chunks_exact(self.width).map(move |row| &row[offset..offset + d])
     }
 
-    /// Sum of the rows in f64.
-    pub fn sum(&self, from: usize, count: usize) -> Vec<f64> {
-        let mut sum = vec![0.0; self.d];
-        for row in self.iter().skip(from).take(count) {
-            sum.iter_mut().zip(row).for_each(|(s, &v)| *s += f64::from(v));
-        }
-        sum
-    }
-
     /// Sixteen rows side by side: `d` vectors for every sixteen rows, zero past the end.
     #[inline(always)]
     pub fn panels(&self, first: usize, count: usize) -> Vec<Lanes> {

@@ -40,7 +40,8 @@ fn quantize(x: &mut [Vec<f64>], block: usize) -> Vec<f64> {
         .collect()
 }
 
-/// Softmax attention where query block `i` attends to the key blocks `kept(i)`; keys are smoothed by their mean.
+/// Softmax attention where query block `i` attends to the key blocks `kept(i)`; the SageAttention forms smooth keys by their
+/// mean.
 pub fn attend(
     form: Form,
     [mut q, mut k, mut v]: [Vec<Vec<f64>>; 3],
@@ -48,6 +49,7 @@ pub fn attend(
     [block_q, block_k]: [usize; 2],
     kept: impl Fn(usize) -> Vec<usize>,
 ) -> Vec<Vec<f64>> {
+    debug_assert_eq!(mean.is_some(), form != Form::Exact);
     let d = q.first().map_or(0, Vec::len);
     let mut q_scale = vec![1.0; q.len().div_ceil(block_q)];
     let mut k_scale = vec![1.0; k.len().div_ceil(block_k)];

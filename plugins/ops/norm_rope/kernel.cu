@@ -45,7 +45,7 @@ struct Part {
     int32_t rows;
 
     __device__ __forceinline__ explicit Part(Arguments const& a) {
-        uint32_t const parts = (a.length + kSumRows - 1) / kSumRows;
+        uint32_t const parts = (a.length - 1) / kSumRows + 1;
         position = static_cast<int32_t>(blockIdx.x % parts) * kSumRows;
         first = static_cast<int64_t>(blockIdx.x / parts) * a.length + position;
         rows = min(kSumRows, a.length - position);

@@ -75,9 +75,7 @@ fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
             y.push(x[2 * i] * sin + x[2 * i + 1] * cos);
         }
     }
-    let sums = y
-        .chunks(l * c)
-        .flat_map(|sequence| sequence.chunks(SUM_ROWS * c))
+    let sums = parts(&y, [l, c])
         .flat_map(|rows| (0..c).map(move |column| rows.iter().skip(column).step_by(c).sum()));
     let sums = Tensor::f64(&[m / l, l.div_ceil(SUM_ROWS), c], sums.collect());
     vec![Tensor::f64(&inputs[0].shape, y), sums]
@@ -115,13 +113,18 @@ fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
     });
 }
 
+/// The rows of each sum, of rows `[sequences * l, c]`.
+fn parts<T>(x: &[T], [l, c]: [usize; 2]) -> impl Iterator<Item = &[T]> {
+    x.chunks((l * c).max(1)).flat_map(move |sequence| sequence.chunks((SUM_ROWS * c).max(1)))
+}
+
 /// The op's `sums` of rows `[sequences * l, c]`.
-pub fn sum_rows<T: Copy + Into<f64>>(x: &[T], [l, c]: [usize; 2]) -> impl Iterator<Item = f32> {
-    let parts = x.chunks(l * c).flat_map(move |sequence| sequence.chunks(SUM_ROWS * c));
+pub fn sum_rows<T: Copy + Into<f64>>(x: &[T], size: [usize; 2]) -> impl Iterator<Item = f32> {
+    let c = size[1];
     let sum = move |rows: &[T], column: usize| {
         rows.iter().skip(column).step_by(c).map(|&x| x.into()).sum::<f64>() as f32
     };
-    parts.flat_map(move |rows| (0..c).map(move |column| sum(rows, column)))
+    parts(x, size).flat_map(move |rows| (0..c).map(move |column| sum(rows, column)))
 }
 
 fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {

@@ -17,9 +17,9 @@ pub const PV: AttrDef = AttrDef {
 };
 
 /// What the SageAttention form means, for the ops' documentation.
-pub const SAGE_DOC: &str = "Keys have their mean over all tokens, from `k_sums`, subtracted. Queries and keys become INT8 per block: \
-    scale = max|x| / 127 + 1e-7, rounded half away from zero; sums are exact. Probabilities are 2^(s - max + 8.807) in \
-    E4M3 and values E4M3 per channel at scale max|v| / 2.25 (`pv` fp8), or both half without offset (`pv` f16). `max` is \
+pub const SAGE_DOC: &str = "Keys have their mean over all tokens, from `k_sums`, subtracted. Queries and keys become INT8 \
+    per block: scale = max|x| / 127 + 1e-7, rounded half away from zero; sums are exact. Probabilities are \
+    2^(s - max + 8.807) in E4M3 and values E4M3 per channel at scale max|v| / 2.25 (`pv` fp8), or both half without offset (`pv` f16). `max` is \
     the row's maximum over this and all earlier kept key blocks; what was summed before is rescaled when it grows. The \
     denominator sums probabilities before rounding (fp8) or after it (f16). Order and width of accumulation are free.";
 

@@ -1,4 +1,5 @@
-// yq, ys = quantize(activation((q * s) @ (w * ws)^T + bias)): an epilogue's tile of outputs is one block of them.
+// yq, ys = quantize(activation((q * s) @ (w * ws)^T + bias)): an epilogue's tile of outputs, or the two of a cluster, is one
+// block of them.
 #include "../common/cuda/w8a8.cuh"
 
 namespace turbo {

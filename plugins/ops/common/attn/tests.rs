@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cases::Rng;
+use crate::norm_rope::{SUM_ROWS, sum_rows};
 use crate::{Data, Tensor};
 
 fn random(shape: [usize; 2], seed: u64) -> Tensor {
@@ -14,11 +15,13 @@ fn run(form: Form, threads: usize, kept: impl Fn(usize, usize) -> Vec<usize> + S
     let [batch, heads, d, l] = [2, 3, 20, 150];
     let tensors: Vec<Tensor> = (0..3).map(|i| random([batch * l, heads * d], i)).collect();
     let qkv = [tensors[0].view(), tensors[1].view(), tensors[2].view()];
+    let sums: Vec<f32> = sum_rows(tensors[1].view().f32(), [l, heads * d]).collect();
+    let sums = Tensor { shape: vec![batch, l.div_ceil(SUM_ROWS), heads * d], data: Data::F32(sums) };
+    let key_sums = (form != Form::Exact).then(|| sums.view());
     let mut out = vec![f32::NAN; batch * l * heads * d];
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
     pool.install(|| {
-        Attention { form, qkv, batch, heads, blocks: [64, 32], key_sums: None, proj: None }
-            .run(&mut out, kept)
+        Attention { form, qkv, batch, heads, blocks: [64, 32], key_sums, proj: None }.run(&mut out, kept)
     });
     out
 }

@@ -328,27 +328,30 @@ __device__ __forceinline__ void endTurn(int32_t warpgroup) {
 
 #endif  // TURBO_HOPPER
 
-// The current device, and whether kernels for sm_90a are to run on it: they were compiled, and TURBO_KERNELS=portable
-// does not ask for the others.
+// The current device as kernels are chosen by it. TURBO_KERNELS=portable asks for those that run on other GPUs as well,
+// `ampere` for those among them that need no clusters either.
 struct Device {
-    bool isHopper = false;
+    bool isHopper = false;   // kernels for sm_90a are to run: they were compiled
+    bool mayCluster = true;  // those of clusters are, where the code that runs knows them
     int32_t multiprocessors = 0;
 };
 
 inline cudaError_t describeDevice(Device& device) {
+    auto const asksFor = [](char const* family) {
+        char const* const asked = std::getenv("TURBO_KERNELS");
+        return asked != nullptr && std::strcmp(asked, family) == 0;
+    };
+    static bool const ampere = asksFor("ampere"), portable = ampere || asksFor("portable");
     device = {};
+    device.mayCluster = !ampere;
 #ifdef TURBO_SM90A
-    static bool const portable = [] {
-        char const* const family = std::getenv("TURBO_KERNELS");
-        return family != nullptr && std::strcmp(family, "portable") == 0;
-    }();
     if (portable) return cudaSuccess;
     int index = 0, major = 0, minor = 0, count = 0;
     cudaError_t error = cudaGetDevice(&index);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index);
-    if (error == cudaSuccess) device = {major == 9 && minor == 0, count};
+    if (error == cudaSuccess) device = {major == 9 && minor == 0, true, count};
     return error;
 #else
     return cudaSuccess;

@@ -41,23 +41,24 @@ inline Status check(Call const& call, int64_t linears = 1) {
 // Computes the linear on the kernel that suits it and the device; with kHalf, outputs take 16 bits or 8.
 template <Format kFormat, bool kHalf, class Epilogue>
 Status launchKernel(Operands const& x, Epilogue const& epilogue, cudaStream_t stream) {
-    constexpr bool kWholeBlocks = Epilogue::kWholeBlocks;
     if (x.m == 0 || x.n == 0) return {};
     hopper::Device device;
-    bool clusters = false;
     cudaError_t error = hopper::describeDevice(device);
-    if constexpr (kWholeBlocks) {
-        if (error == cudaSuccess) error = portable::findClusters<kFormat, Epilogue>(clusters);
-    }
     if (error != cudaSuccess) return {nullptr, error};
     bool const wide = aligned(x.q, x.k) && x.wideWeights && x.wideBias && epilogue.wide;
-    Kernel const chosen = choose({x.m, x.n, x.k, wide, kWholeBlocks}, {kHalf && device.isHopper, clusters});
+    Problem const problem{x.m, x.n, x.k, wide, Epilogue::kWholeBlocks};
     if constexpr (kHalf) {
-        if (chosen == Kernel::kWgmma) return wgmma::launch<kFormat>(x, epilogue, device.multiprocessors, stream);
+        if (choose(problem, {device.isHopper, false}) == Kernel::kWgmma) {
+            return wgmma::launch<kFormat>(x, epilogue, device.multiprocessors, stream);
+        }
     }
-    if constexpr (kWholeBlocks) {
-        if (chosen == Kernel::kTall) return portable::launch<portable::Tall, kFormat>(x, epilogue, stream);
-        return portable::launch<portable::Pair, kFormat>(x, epilogue, stream);
+    if constexpr (Epilogue::kWholeBlocks) {
+        bool clusters = false;
+        if (device.mayCluster) error = portable::findClusters<kFormat, Epilogue>(clusters);
+        if (error != cudaSuccess) return {nullptr, error};
+        bool const pair = choose(problem, {false, clusters}) == Kernel::kPair;
+        return pair ? portable::launch<portable::Pair, kFormat>(x, epilogue, stream)
+                    : portable::launch<portable::Tall, kFormat>(x, epilogue, stream);
     } else {
         return portable::launch<portable::Short, kFormat>(x, epilogue, stream);
     }

@@ -1,4 +1,4 @@
-// The W8A8 linear of sm_80 and newer: mma.sync and cp.async.
+// The W8A8 linear of sm_80 and newer: mma.sync and cp.async, and from sm_90 on clusters, for blocks that two CTAs share.
 //
 // A CTA computes a tile of 128 or 64 by 128 outputs, and a step of its loop takes one block of K. Shared memory holds a
 // few steps. A step is the rows of q, then 128 rows of w, 128 bytes each: eight chunks of 16 bytes, chunk c of row r at

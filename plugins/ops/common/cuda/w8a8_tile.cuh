@@ -11,8 +11,9 @@
 //                          same in every call: place in the whole, outputs that exist, float(&)[kWidth]. If none
 //                          do, the row is another one's
 //   change<kWidth>(visit)  the same, and keeps what `visit` makes of the values
-//   maximum(value)         the greatest value of the tile's threads
-//   isFirst()              whether this is the first of the tile's threads
+//   maximum(value)         the greatest value of the tile's threads; where CTAs of a cluster share a block, of the block's.
+//                          Once in an epilogue
+//   isFirst()              whether this is the first of those threads
 //
 // Before the products, `prefetch(place, n, row)` asks L2 for what the epilogue is going to read of a row of the tile.
 //
