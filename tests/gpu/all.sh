@@ -71,7 +71,10 @@ correctness() {
     on 0 turbo-run-bench ./turbo-run bench "$scratch/demo.plan" --tensorrt "$tensorrt"
     tested 0 golden --no-ops --golden golden
     on 0 kernels ./turbo-kernels test --json "$out/kernels.json"
-    TURBO_KERNELS=portable on 0 kernels-portable ./turbo-kernels test --json "$out/kernels-portable.json"
+    local family
+    for family in portable ampere; do
+        TURBO_KERNELS=$family on 0 "kernels-$family" ./turbo-kernels test --json "$out/kernels-$family.json"
+    done
 }
 
 # sanitized GPU TOOL [OP I/N]: all cases, or a part of an op's.
