@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 use turbo_models::dit::{self, Attention, LatentSize, Linear, MAX_GRID, PvType, Recipe, Tiling, keep_blocks};
 use turbo_models::{umt5, vae};
-use turbo_ops::norm_rope::SUM_ROWS;
+use turbo_ops::common::sums::SUM_ROWS;
 use turbo_sampler::MAX_STEPS;
 
 use crate::CompileError;

@@ -67,7 +67,7 @@ pub(super) fn self_attention(
         .int("block_q", recipe.tiling.block_q)
         .int("block_k", recipe.tiling.block_k);
     let tiles = blocks.clone().int("batch", batch);
-    let sparse = match recipe.attention {
+    let (sparse, attrs, sums) = match recipe.attention {
         Attention::Dense => return dense(g, [batch, config.heads], [q.rows, k.rows, v]),
         Attention::Sage => {
             let attrs = tiles.choice("pv", recipe.pv.word());
@@ -82,8 +82,8 @@ pub(super) fn self_attention(
         let blocks = tokens.div_ceil(recipe.tiling.block_k.max(1));
         g.fail("attention", format!("top-k {} of {blocks} key blocks keeps none", recipe.topk));
     }
-    let attrs = blocks.int("tokens", tokens).int("keep", keep.max(1));
-    let lut = turbo_ops::emit(g, "TurboBlockMap", attrs, &[q.sums, k.sums])[0];
+    let kept = blocks.int("tokens", tokens).int("keep", keep.max(1));
+    let lut = turbo_ops::emit(g, "TurboBlockMap", kept, &[q.sums, k.sums])[0];
     let lut = g.label(lut, "block_map");
     let d = config.head_dim();
     // proj_l stays f32 in every recipe, as upstream creates it.
@@ -93,7 +93,6 @@ pub(super) fn self_attention(
     };
     let weight = proj(g, "weight", &[d, d]);
     let bias = proj(g, "bias", &[d]);
-    let (op, attrs, sums) = sparse;
     let inputs: Vec<Value> = [q.rows, k.rows, v, lut, weight, bias].into_iter().chain(sums).collect();
-    turbo_ops::emit(g, op, attrs, &inputs)[0]
+    turbo_ops::emit(g, sparse, attrs, &inputs)[0]
 }

@@ -13,7 +13,7 @@ const LINEAR_ROWS: [usize; 4] = [1, 127, 129, 300];
 const MANY_ROWS: usize = 2177;
 /// Widths of norms whose rows a warp holds in part, and one that is too wide for it, with heads.
 const NORM_EDGES: [(usize, usize); 2] = [(1000, 5), (1544, 1)];
-/// Wider rows than Wan's: by vectors, the widest by vectors, and the widest without.
+/// Rows wider than Wan's; the last two are of the widest kind, with accesses of 16 bytes and without.
 const ROPE_EDGES: [(usize, usize); 3] = [(5128, 1), (8200, 1), (8202, 1)];
 /// Outputs and inputs of the linears: Wan's, and what is no multiple of a tile or even of 16 bytes.
 const LINEARS: [[usize; 2]; 9] = [

@@ -4,11 +4,10 @@
 
 use turbo_graph::{Graph, Value};
 
-use crate::block_map::{ROWS, heads_and_batch_divide};
 use crate::cases::sample_inputs;
 use crate::common::attn::{Attention, Form};
 use crate::common::{attn_expand, attn_reference};
-use crate::sla::{ATTRS, OUTPUTS};
+use crate::sla::{ATTRS, OUTPUTS, ROWS, heads_and_batch_divide};
 use crate::{Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty};
 
 const KEYS: &[Dim] = &[Dim::Axis("n"), Dim::Axis("c")];

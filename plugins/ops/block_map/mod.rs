@@ -8,20 +8,14 @@ use turbo_graph::{DType, Graph, Value};
 use crate::cases::sample_inputs;
 use crate::common::attn_expand;
 use crate::common::attn_reference::dot;
-use crate::norm_rope::SUM_ROWS;
-use crate::sla::ATTRS;
+use crate::common::sums::{SUM_ROWS, pooled};
+use crate::sla::{ATTRS, heads_divide};
 use crate::{
     AttrDef, AttrKind, Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty,
 };
 
-/// `[batch * l, heads * d]`.
-pub const ROWS: &[Dim] = &[Dim::Axis("m"), Dim::Axis("c")];
-/// Query blocks of a batch entry.
-pub const BLOCKS_Q: Dim =
-    Dim::CeilDiv(&Dim::Div(&Dim::Axis("m"), &Dim::Attr("batch")), &Dim::Attr("block_q"));
-
 /// Sums of rows as TurboNormRope gives them.
-pub const SUMS: &[Dim] = &[Dim::Axis("b"), Dim::CeilDiv(&TOKENS, &Dim::Const(SUM_ROWS)), Dim::Axis("c")];
+const SUMS: &[Dim] = &[Dim::Axis("b"), Dim::CeilDiv(&TOKENS, &Dim::Const(SUM_ROWS)), Dim::Axis("c")];
 const TOKENS: Dim = Dim::Attr("tokens");
 
 /// The op.
@@ -62,10 +56,7 @@ pub const OP: Op = Op {
 };
 
 fn constraint(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
-    let (c, heads) = (dims.get("c"), attrs.get_int("heads"));
-    if c == 0 || !c.is_multiple_of(heads) {
-        return Err(format!("axis `c` is {c}, which {heads} heads do not divide"));
-    }
+    heads_divide(attrs, dims)?;
     for name in ["block_q", "block_k"] {
         let block = attrs.get_int(name);
         if !block.is_multiple_of(SUM_ROWS) {
@@ -75,21 +66,6 @@ fn constraint(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
     let blocks = attrs.get_int("tokens").div_ceil(attrs.get_int("block_k"));
     let keep = attrs.get_int("keep");
     if keep <= blocks { Ok(()) } else { Err(format!("`keep` is {keep}, there are {blocks} key blocks")) }
-}
-
-/// The width is a whole number of heads, and rows are a whole number of tokens for each batch entry, at least one.
-pub fn heads_and_batch_divide(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
-    let (c, heads, batch) = (dims.get("c"), attrs.get_int("heads"), attrs.get_int("batch"));
-    if c == 0 || !c.is_multiple_of(heads) {
-        return Err(format!("axis `c` is {c}, which {heads} heads do not divide"));
-    }
-    let whole = |rows: usize| rows > 0 && rows.is_multiple_of(batch);
-    match dims.iter().find(|&(axis, rows)| ["m", "n"].contains(&axis) && !whole(rows)) {
-        None => Ok(()),
-        Some((axis, rows)) => {
-            Err(format!("axis `{axis}` is {rows}, which a batch of {batch} does not divide into sequences"))
-        }
-    }
 }
 
 /// Indices of the `keep` largest scores, ascending; of equal ones the lower index.
@@ -142,26 +118,6 @@ fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
             lut.copy_from_slice(&best(&scores, keep));
         }
     });
-}
-
-/// Means of blocks of rows, of `d` channels from `channel` on, from their sums `[b, sums, c]`; with `usize::MAX` as `block`
-/// one mean, of all rows.
-pub fn pooled<T: Copy + Into<f64>>(
-    sums: &[T],
-    shape: &[usize],
-    [batch, channel, d]: [usize; 3],
-    tokens: usize,
-    block: usize,
-) -> Vec<Vec<f64>> {
-    let (count, c) = (shape[1], shape[2]);
-    let of_batch = &sums[batch * count * c..][..count * c];
-    let block = block.min(count * SUM_ROWS);
-    let mean = |(i, sums): (usize, &[T])| {
-        let rows = block.min(tokens - i * block) as f64;
-        let sum = |channel: usize| sums.iter().skip(channel).step_by(c).map(|&x| x.into()).sum::<f64>();
-        (channel..channel + d).map(|channel| sum(channel) / rows).collect()
-    };
-    of_batch.chunks(block / SUM_ROWS * c).enumerate().map(mean).collect()
 }
 
 /// Means of blocks of rows, `[b, h, blocks, d]`, from their sums `[b, h, sums, d]`.

@@ -16,7 +16,7 @@ use super::attn_linear::Linear;
 use super::attn_pack::{Keys, Rows, Values, quantize_queries};
 use super::f8::round_positive;
 use super::simd::{Isa, LANES, Lanes, ROWS, Work, dispatch, exp2, mul_add, multiply, multiply_pairs};
-use crate::block_map::pooled;
+use super::sums::pooled;
 use crate::{Attrs, TensorRef};
 
 /// Lifts probabilities to the top of the E4M3 range: `2^8.807` is about 448.

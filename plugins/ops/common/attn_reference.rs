@@ -5,8 +5,8 @@ use half::f16;
 use super::attn::Form;
 use super::attn_linear::LINEAR_EPS;
 use super::f8::round_e4m3;
+use super::sums::pooled;
 use crate::Tensor;
-use crate::block_map::pooled;
 
 /// One head's `[l, d]` rows of `[batch * l, heads * d]`.
 pub fn head(x: &Tensor, [batch, heads]: [usize; 2], b: usize, h: usize) -> Vec<Vec<f64>> {

@@ -9,4 +9,5 @@ pub mod f8;
 pub mod norm;
 pub mod quant;
 pub mod simd;
+pub mod sums;
 pub mod w8a8;

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use turbo_graph::{DType, Graph, Value};
 
 use crate::cases::sample_inputs;
+use crate::common::sums::{SUM_ROWS, parts};
 use crate::common::{attn_expand, norm};
 use crate::{
     AttrDef, AttrKind, Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty,
@@ -14,9 +15,6 @@ const M: Dim = Dim::Axis("m");
 const L: Dim = Dim::Axis("l");
 const C: Dim = Dim::Axis("c");
 const PAIRS: Dim = Dim::Div(&Dim::Div(&C, &Dim::Attr("heads")), &Dim::Const(2));
-
-/// Rows of a sum. Blocks of queries and keys are multiples of it.
-pub const SUM_ROWS: usize = 32;
 
 /// The op.
 pub const OP: Op = Op {
@@ -111,20 +109,6 @@ fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
         }
         sums.iter_mut().zip(total).for_each(|(sum, total)| *sum = total as f32);
     });
-}
-
-/// The rows of each sum, of rows `[sequences * l, c]`.
-fn parts<T>(x: &[T], [l, c]: [usize; 2]) -> impl Iterator<Item = &[T]> {
-    x.chunks((l * c).max(1)).flat_map(move |sequence| sequence.chunks((SUM_ROWS * c).max(1)))
-}
-
-/// The op's `sums` of rows `[sequences * l, c]`.
-pub fn sum_rows<T: Copy + Into<f64>>(x: &[T], size: [usize; 2]) -> impl Iterator<Item = f32> {
-    let c = size[1];
-    let sum = move |rows: &[T], column: usize| {
-        rows.iter().skip(column).step_by(c).map(|&x| x.into()).sum::<f64>() as f32
-    };
-    parts(x, size).flat_map(move |rows| (0..c).map(move |column| sum(rows, column)))
 }
 
 fn expand(g: &mut Graph, attrs: &Attrs, inputs: &[Value]) -> Vec<Value> {

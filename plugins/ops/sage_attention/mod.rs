@@ -3,12 +3,11 @@
 //! SageAttention2, arXiv:2411.10958; see [`crate::common::attn`].
 
 use crate::attention::{INPUTS, cases, cpu, expand, reference};
-use crate::block_map::heads_and_batch_divide;
 use crate::cases::sample_inputs;
 use crate::common::attn::Form;
-use crate::norm_rope::SUM_ROWS;
+use crate::common::sums::{SUM_ROWS, sums_of};
 use crate::sage_sla::{PV, SAGE_DOC, key_sums};
-use crate::sla::{ATTRS, OUTPUTS, sums_of};
+use crate::sla::{ATTRS, OUTPUTS, heads_and_batch_divide};
 use crate::{Attrs, Case, Dim, Op, Tensor, Tol};
 
 fn blocks(attrs: &Attrs) -> [usize; 2] {

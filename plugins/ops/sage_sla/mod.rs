@@ -3,10 +3,9 @@
 //!
 //! TurboDiffusion `SLA/core.py` (`SageSparseLinearAttention`) over SpargeAttn; see [`crate::common::attn`].
 
-use crate::block_map::heads_and_batch_divide;
 use crate::common::attn::Form;
-use crate::norm_rope::SUM_ROWS;
-use crate::sla::{ATTRS, INPUTS, OUTPUTS, cases, cpu, expand, reference, sample};
+use crate::common::sums::SUM_ROWS;
+use crate::sla::{ATTRS, INPUTS, OUTPUTS, cases, cpu, expand, heads_and_batch_divide, reference, sample};
 use crate::{AttrDef, AttrKind, Dim, Op, TensorDef, Tol, Ty};
 
 /// The type of probabilities and values.
@@ -19,9 +18,10 @@ pub const PV: AttrDef = AttrDef {
 /// What the SageAttention form means, for the ops' documentation.
 pub const SAGE_DOC: &str = "Keys have their mean over all tokens, from `k_sums`, subtracted. Queries and keys become INT8 \
     per block: scale = max|x| / 127 + 1e-7, rounded half away from zero; sums are exact. Probabilities are \
-    2^(s - max + 8.807) in E4M3 and values E4M3 per channel at scale max|v| / 2.25 (`pv` fp8), or both half without offset (`pv` f16). `max` is \
-    the row's maximum over this and all earlier kept key blocks; what was summed before is rescaled when it grows. The \
-    denominator sums probabilities before rounding (fp8) or after it (f16). Order and width of accumulation are free.";
+    2^(s - max + 8.807) in E4M3 and values E4M3 per channel at scale max|v| / 2.25 (`pv` fp8), or both half without \
+    offset (`pv` f16). `max` is the row's maximum over this and all earlier kept key blocks; what was summed before is \
+    rescaled when it grows. The denominator sums probabilities before rounding (fp8) or after it (f16). Order and width \
+    of accumulation are free.";
 
 /// What tells the mean of keys: the sums of their rows.
 pub const fn key_sums(dims: &'static [Dim]) -> TensorDef {

@@ -4,17 +4,23 @@
 
 use turbo_graph::{Graph, Value};
 
-use crate::block_map::{BLOCKS_Q, ROWS, SIZES, heads_and_batch_divide};
+use crate::block_map::SIZES;
 use crate::cases::sample_inputs;
 use crate::common::attn::{Attention, Form};
+use crate::common::sums::sums_of;
 use crate::common::{attn_expand, attn_reference};
-use crate::norm_rope::{SUM_ROWS, sum_rows};
 use crate::{
     AttrDef, AttrKind, Attrs, Case, Data, Dim, Dims, Op, Rng, Tensor, TensorDef, TensorMut, TensorRef, Tol,
     Ty,
 };
 
 const D: Dim = Dim::Div(&Dim::Axis("c"), &Dim::Attr("heads"));
+
+/// `[batch * l, heads * d]`.
+pub const ROWS: &[Dim] = &[Dim::Axis("m"), Dim::Axis("c")];
+/// Query blocks of a batch entry.
+pub const BLOCKS_Q: Dim =
+    Dim::CeilDiv(&Dim::Div(&Dim::Axis("m"), &Dim::Attr("batch")), &Dim::Attr("block_q"));
 
 /// Attributes of tiled attention.
 pub const ATTRS: [AttrDef; 4] = [
@@ -60,6 +66,28 @@ pub const OP: Op = Op {
     sample: |case| sample(&OP, case),
     cases: || cases(|attrs| attrs, Tol::Rel(1e-5, "f32 arithmetic")),
 };
+
+/// The width is a whole number of heads, at least one.
+pub fn heads_divide(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
+    let (c, heads) = (dims.get("c"), attrs.get_int("heads"));
+    if c > 0 && c.is_multiple_of(heads) {
+        return Ok(());
+    }
+    Err(format!("axis `c` is {c}, which {heads} heads do not divide"))
+}
+
+/// The width is a whole number of heads, and rows are a whole number of tokens for each batch entry, at least one.
+pub fn heads_and_batch_divide(attrs: &Attrs, dims: &Dims) -> Result<(), String> {
+    heads_divide(attrs, dims)?;
+    let batch = attrs.get_int("batch");
+    let whole = |rows: usize| rows > 0 && rows.is_multiple_of(batch);
+    match dims.iter().find(|&(axis, rows)| ["m", "n"].contains(&axis) && !whole(rows)) {
+        None => Ok(()),
+        Some((axis, rows)) => {
+            Err(format!("axis `{axis}` is {rows}, which a batch of {batch} does not divide into sequences"))
+        }
+    }
+}
 
 /// Both branches in f64; the last of seven inputs are the sums of keys, for forms that smooth them.
 pub fn reference(form: Form, attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
@@ -146,13 +174,6 @@ pub fn sample(op: &Op, case: &Case) -> Vec<Tensor> {
         }
     }
     tensors
-}
-
-/// The sums that TurboNormRope would give of these keys `[batch * tokens, c]`, in f64.
-pub fn sums_of(k: &Tensor, batch: usize) -> Tensor {
-    let (l, c) = (k.shape[0] / batch, k.shape[1]);
-    let sums = sum_rows(k.as_f64(), [l, c]).map(f64::from);
-    Tensor::f64(&[batch, l.div_ceil(SUM_ROWS), c], sums.collect())
 }
 
 /// Cases over [`SIZES`]; `with` adds an op's own attributes.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use turbo_ops::Attrs;
 use turbo_ops::cases::rel_l2;
-use turbo_ops::norm_rope::{SUM_ROWS, sum_rows};
+use turbo_ops::common::sums::{SUM_ROWS, sum_rows};
 use turbo_pipeline::backend::Tensor;
 
 use super::backend::Backend;
@@ -118,12 +118,11 @@ pub(super) fn gpu(backend: &dyn Backend, family: &mut Family) -> Result<()> {
     }
 
     let (weight, bias) = (v.f32("attn.proj_l.weight")?, v.f32("attn.proj_l.bias")?);
+    // The last input of what smooths keys; other ops leave it out.
     let k_sums = sums(&k, split[0])?;
     let sparse = |name: &str, attrs: &Attrs, map: &str| -> Result<Vec<f32>> {
         let inputs = [&q, &k, &val, &lut(&v, map)?, &weight, &bias, &k_sums];
-        // Only what smooths keys takes their sums.
-        let count = turbo_ops::find(name).map_or(0, |op| op.inputs.len());
-        Ok(op(backend, name, attrs, &inputs[..count])?.swap_remove(0))
+        Ok(op(backend, name, attrs, &inputs)?.swap_remove(0))
     };
     family.attempt("sla", |family| {
         let o = sparse("TurboSla", &tiles(split, 128, 64), "attn.sparse_map_bq128_bk64")?;
@@ -143,9 +142,7 @@ pub(super) fn gpu(backend: &dyn Backend, family: &mut Family) -> Result<()> {
     });
     let dense = v.values("attn.dense.o")?;
     let all = |name: &str, attrs: &Attrs| -> Result<Vec<f32>> {
-        let inputs = [&q, &k, &val, &k_sums];
-        let count = turbo_ops::find(name).map_or(0, |op| op.inputs.len());
-        Ok(op(backend, name, attrs, &inputs[..count])?.swap_remove(0))
+        Ok(op(backend, name, attrs, &[&q, &k, &val, &k_sums])?.swap_remove(0))
     };
     family.attempt("dense", |family| {
         let o = all("TurboAttention", &whole(split))?;

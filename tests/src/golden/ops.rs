@@ -11,7 +11,8 @@ use crate::vectors::{Family, Vectors};
 /// Side of a quantisation block.
 const BLOCK: usize = 128;
 
-/// Runs one node of an op, its inputs and outputs those of the graph; gives its outputs in their order.
+/// Runs one node of an op, its inputs and outputs those of the graph; gives its outputs in their order. Inputs beyond those
+/// that it has are left out.
 pub(super) fn op(
     backend: &dyn Backend,
     name: &str,

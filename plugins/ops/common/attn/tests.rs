@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cases::Rng;
-use crate::norm_rope::{SUM_ROWS, sum_rows};
+use crate::common::sums::{SUM_ROWS, sum_rows};
 use crate::{Data, Tensor};
 
 fn random(shape: [usize; 2], seed: u64) -> Tensor {

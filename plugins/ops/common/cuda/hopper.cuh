@@ -341,10 +341,11 @@ inline cudaError_t describeDevice(Device& device) {
         char const* const asked = std::getenv("TURBO_KERNELS");
         return asked != nullptr && std::strcmp(asked, family) == 0;
     };
-    static bool const ampere = asksFor("ampere"), portable = ampere || asksFor("portable");
+    static bool const ampere = asksFor("ampere");
     device = {};
     device.mayCluster = !ampere;
 #ifdef TURBO_SM90A
+    static bool const portable = ampere || asksFor("portable");
     if (portable) return cudaSuccess;
     int index = 0, major = 0, minor = 0, count = 0;
     cudaError_t error = cudaGetDevice(&index);
