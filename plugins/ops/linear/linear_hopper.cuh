@@ -72,8 +72,8 @@ __device__ __forceinline__ void multiply(
             for (int32_t k = 0; k < steps::kProducts; ++k) {
 #pragma unroll
                 for (int32_t half = 0; half < kHalves; ++half) {
-                    hopper::multiplyAdd(
-                        T{}, acc[half], x + half * kNextHalf + k * hopper::kNextK, w + k * hopper::kNextK);
+                    hopper::multiply(
+                        T{}, acc[half], x + half * kNextHalf + k * hopper::kNextK, w + k * hopper::kNextK, true);
                 }
             }
             hopper::commitProducts();

@@ -28,8 +28,12 @@ Status launch(TurboSla::Attrs const& attrs, Call const& call, void* memory, cuda
         attn::LinearBuffers<T> const buffers(workspace, shape);
         Status status = attn::enqueuePass<T, attn::Unpacked, true>(shape, call, {}, buffers.sums, stream);
         if (!status.ok()) return status;
+        hopper::Device device;
+        cudaError_t const error = hopper::describeDevice(device);
+        if (error != cudaSuccess) return Status{nullptr, error};
+        bool const onHopper = attn::attendsOnHopper(device, shape);
         attn::Linear<T> linear;
-        status = attn::foldLinear(buffers, shape, call, Op::kInProjW, stream, &linear);
+        status = attn::foldLinear(buffers, shape, call, Op::kInProjW, onHopper, stream, &linear);
         if (!status.ok()) return status;
         return attn::launchExact<true>(shape, call, kept, attrs.block_q, attrs.block_k, linear, stream);
     });

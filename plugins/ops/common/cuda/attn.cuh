@@ -206,6 +206,12 @@ struct Softmax {
     float sum[2] = {0, 0};  // of this lane's columns
     float out[kHeadDim / 8][4] = {};
 
+    // For other queries; `out` is theirs from the first products on that add nothing.
+    __device__ void restart() {
+        max[0] = max[1] = -FLT_MAX;
+        sum[0] = sum[1] = 0;
+    }
+
     // Turns scores of one tile into probabilities 2^(score * factor - max + offset) and says by what `out`
     // shrinks, as the denominator did. `round` gives a probability as the denominator sees it.
     template <int kTiles, class Round>
@@ -267,12 +273,15 @@ struct Softmax {
     }
 
     // Divides by the denominator. Without a kept key block nothing is attended to.
-    __device__ void normalise() {
+    __device__ void normalise() { divide(sum); }
+
+    // The same by denominators of this lane's columns.
+    __device__ void divide(float const (&sums)[2]) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
-            sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
-            float const rest = sum[r] == 0.0f ? 0.0f : 1.0f / sum[r];
+            float total = sums[r] + __shfl_xor_sync(~0u, sums[r], 1);
+            total += __shfl_xor_sync(~0u, total, 2);
+            float const rest = total == 0.0f ? 0.0f : 1.0f / total;
 #pragma unroll
             for (int n = 0; n < kHeadDim / 8; ++n) {
                 out[n][2 * r] *= rest;

@@ -2,7 +2,8 @@
 // blocks, with the linear branch of SLA where there is one.
 #pragma once
 
-#include "attn_exact_hopper.cuh"
+#include "attn_dense_hopper.cuh"
+#include "attn_sla_hopper.cuh"
 
 namespace turbo::attn {
 
@@ -62,6 +63,11 @@ __global__ void __launch_bounds__(kMaxThreads)
     softmax.store(Rows<T>(o, shape.l, shape, blockIdx.y, blockIdx.z));
 }
 
+// Whether kernels for sm_90a attend.
+inline bool attendsOnHopper(hopper::Device const& device, Shape const& shape) {
+    return device.isHopper && wgmma::takesRows(shape);
+}
+
 // Enqueues the attention of blocks of blockQ queries to blocks of blockK keys.
 template <bool kLinear, class T>
 Status launchExact(Shape const& shape, Call const& call, Kept const& kept, int32_t blockQ, int32_t blockK,
@@ -73,8 +79,12 @@ Status launchExact(Shape const& shape, Call const& call, Kept const& kept, int32
     hopper::Device device;
     cudaError_t const error = hopper::describeDevice(device);
     if (error != cudaSuccess) return {nullptr, error};
-    if (device.isHopper && wgmma::takesExact(shape)) {
-        return wgmma::launchExact<T, kLinear>(shape, q, k, v, o, kept, blockQ, blockK, linear, stream);
+    if (attendsOnHopper(device, shape)) {
+        if constexpr (kLinear) {
+            return wgmma::launchSla(shape, q, k, v, o, kept, blockQ, blockK, linear, stream);
+        } else {
+            return wgmma::launchDense(shape, q, k, v, o, device.multiprocessors, stream);
+        }
     }
     dim3 const grid(ceilDiv(shape.l, blockQ), shape.heads, shape.batch);
     return enqueue(attendExact<T, kLinear>, grid, blockQ / kWarpQueries * 32, kExactShared, stream, shape, q, k, v, o,

@@ -66,6 +66,12 @@ __device__ inline void loadTile(uint4* shared, Rows<T const> const& rows, int32_
     }
 }
 
+// Makes those of a word's two channels, the first of them `channel`, that a head lacks `lowest`.
+__device__ inline void lowerChannels(uint32_t& word, int channel, int32_t d, uint16_t lowest) {
+    if (channel >= d) word = lowest;
+    if (channel + 1 >= d) word = (word & 0xffffu) | uint32_t{lowest} << 16;
+}
+
 // Sixteen channels of a row of a tile of keys, as the chunks of their lower and upper halves. Four lanes share a row,
 // each with groups 0 and 1 of its own.
 struct KeyGroup {
@@ -87,16 +93,11 @@ struct KeyGroup {
         }
         if (d == kHeadDim) return;
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-            int const channel = number(i) * 16 + j * 2;
-            uint32_t& word = words[j / 4][j % 4];
-            if (channel >= d) word = lowest;
-            if (channel + 1 >= d) word = (word & 0xffffu) | uint32_t{lowest} << 16;
-        }
+        for (int j = 0; j < 8; ++j) lowerChannels(words[j / 4][j % 4], number(i) * 16 + j * 2, d, lowest);
     }
 };
 
-// The lowest finite number: as a key's channel it has no part in the softmax over channels.
+// The lowest finite number: as a channel of a key or of a query it has no part in the softmax over channels.
 template <class T>
 constexpr uint16_t kLowest = 0xff7f;
 template <>

@@ -18,8 +18,19 @@ constexpr int kFoldPitch = kHeadDim + 4;
 constexpr size_t kFoldShared = kHeadDim * kFoldPitch * sizeof(float);
 static_assert(kFoldShared + kFoldRows * kHeadDim * sizeof(float) <= 99 * 1024);
 
-// What the queries of all heads read: proj_w (phi(k)^T v) d / s as [batch, heads, feature, channel] and sum
-// phi(k) as [batch, heads, feature], padded with zeros.
+// Channels of a tile of a state as wgmma reads it.
+constexpr int kStateTile = 32;
+
+// Where the element of a feature and a channel lies in a state: in rows of channels, or in tiles of rows of kStateTile
+// channels, swizzled as wgmma wants them in shared memory.
+__device__ inline int stateAt(int feature, int channel, bool tiled) {
+    if (!tiled) return feature * kHeadDim + channel;
+    int const chunk = swizzle<kStateTile / 8>(feature, channel % kStateTile / 8);
+    return channel / kStateTile * (kHeadDim * kStateTile) + chunk * 8 + channel % 8;
+}
+
+// What the queries of all heads read: proj_w (phi(k)^T v) d / s as [batch, heads, feature, channel], a state of each
+// head, and sum phi(k) as [batch, heads, feature], padded with zeros.
 template <class T>
 struct Linear {
     T const* projected;
@@ -32,7 +43,7 @@ struct Linear {
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads)
     foldProjection(Shape shape, int32_t segments, SegmentSums from, float const* weight, T* projected,
-                   float* featureSums) {
+                   float* featureSums, bool tiled) {
     static_assert(kFoldRows * kHeadDim == 4 * kMaxThreads);
     extern __shared__ float weights[];
     __shared__ float4 state[kFoldRows][kHeadDim / 4];
@@ -81,53 +92,42 @@ __global__ void __launch_bounds__(kMaxThreads)
     float const size = static_cast<float>(shape.d) / static_cast<float>(shape.s);
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-        projected[head * kStateSize + (firstRow + part * kRows + row) * kHeadDim + channel] = T(total[row] * size);
+        int const feature = firstRow + part * kRows + row;
+        projected[head * kStateSize + stateAt(feature, channel, tiled)] = T(total[row] * size);
     }
 }
 
-// Adds the branch to the outputs of a warp's queries. `shared` is free for kHeadDim rows.
+// Makes of a warp's queries phi before its division, and the factors of its products with a state. `featureSums` has
+// sums of phi(k), two features each.
 template <class T>
-__device__ inline void addLinear(Softmax& softmax, Queries const& q, Linear<T> const& linear,
-                                 Shape const& shape, uint4* shared) {
-    int const lane = threadIdx.x % 32;
-    int64_t const head = int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
-    __syncthreads();
-    loadPacked<kRowChunks>(shared, linear.projected + head * kStateSize, kHeadDim);
-    auto const exists = [&](int step, int i) { return fragmentChannel(step, i / 2) + i % 2 < shape.d; };
-    // Elements of a fragment: word i / 2, half i % 2; rows alternate from word to word.
-    auto const element = [&](int step, int i) {
-        float2 const pair = unpack<T>(q[step][i / 2]);
-        return i % 2 == 0 ? pair.x : pair.y;
-    };
-    float top[2] = {-FLT_MAX, -FLT_MAX}, total[2] = {}, dot[2] = {}, factor[2];
+__device__ inline void toFeatures(Queries& q, float (&factor)[2], float2 const* featureSums, Shape const& shape) {
+    if (shape.d < kHeadDim) {
 #pragma unroll
-    for (int step = 0; step < kHeadDim / 16; ++step) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            if (exists(step, i)) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], element(step, i));
+        for (int i = 0; i < kHeadDim / 4; ++i) {
+            lowerChannels(q[i / 4][i % 4], fragmentChannel(i / 4, i % 4), shape.d, kLowest<T>);
         }
     }
+    // Rows alternate from word to word. The maxima are made of words: unpacked ones would take twice the registers.
+    float top[2], total[2] = {}, dot[2] = {};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+        uint32_t tops = q[0][r];
+#pragma unroll
+        for (int i = 1; i < kHeadDim / 8; ++i) tops = largerPair<T>(tops, q[i / 2][i % 2 * 2 + r]);
+        top[r] = fmaxf(unpack<T>(tops).x, unpack<T>(tops).y);
         top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
         top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
     }
-    // phi before its division by `total`, which waits for the end.
-    Queries phi;
-    float const* const sums = linear.featureSums + head * kHeadDim;
 #pragma unroll
     for (int step = 0; step < kHeadDim / 16; ++step) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            float x[2];
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                float const above = element(step, 2 * i + j) - top[i % 2];
-                x[j] = exists(step, 2 * i + j) ? exp2Approx(above * kLog2e) : 0.0f;
-                total[i % 2] += x[j];
-                dot[i % 2] = fmaf(x[j], sums[fragmentChannel(step, i) + j], dot[i % 2]);
-            }
-            phi[step][i] = pack<T>(x[0], x[1]);
+            float2 const pair = unpack<T>(q[step][i]), sums = featureSums[fragmentChannel(step, i) / 2];
+            float2 const x = {exp2Approx((pair.x - top[i % 2]) * kLog2e), exp2Approx((pair.y - top[i % 2]) * kLog2e)};
+            total[i % 2] += x.x;
+            total[i % 2] += x.y;
+            dot[i % 2] = fmaf(x.y, sums.y, fmaf(x.x, sums.x, dot[i % 2]));
+            q[step][i] = pack<T>(x.x, x.y);
         }
     }
     float const size = static_cast<float>(shape.s) / static_cast<float>(shape.d);
@@ -139,6 +139,19 @@ __device__ inline void addLinear(Softmax& softmax, Queries const& q, Linear<T> c
         dot[r] += __shfl_xor_sync(~0u, dot[r], 2);
         factor[r] = size / (kLinearEps * total[r] + dot[r]);
     }
+}
+
+// Adds the branch to the outputs of a warp's queries, which become their features. `shared` is free for kHeadDim rows.
+template <class T>
+__device__ inline void addLinear(
+    Softmax& softmax, Queries& q, Linear<T> const& linear, Shape const& shape, uint4* shared) {
+    int const lane = threadIdx.x % 32;
+    int64_t const head = int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
+    __syncthreads();
+    loadPacked<kRowChunks>(shared, linear.projected + head * kStateSize, kHeadDim);
+    float factor[2];
+    auto const* const featureSums = reinterpret_cast<float2 const*>(linear.featureSums + head * kHeadDim);
+    toFeatures<T>(q, factor, featureSums, shape);
     copyWait();
     __syncthreads();
 #pragma unroll
@@ -148,8 +161,8 @@ __device__ inline void addLinear(Softmax& softmax, Queries const& q, Linear<T> c
         for (int step = 0; step < kHeadDim / 16; ++step) {
             uint32_t b[4];
             loadMatricesTransposed(b, shared + rowChunk(step * 16 + lane % 16, n * 2 + lane / 16));
-            mma<T>(sum[0], phi[step], b[0], b[1]);
-            mma<T>(sum[1], phi[step], b[2], b[3]);
+            mma<T>(sum[0], q[step], b[0], b[1]);
+            mma<T>(sum[1], q[step], b[2], b[3]);
         }
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
@@ -178,15 +191,15 @@ struct LinearBuffers {
     }
 };
 
-// Enqueues what comes between the pass over the keys and the queries; `linear` gets what these read. proj_w is input
-// `weight`, its bias the next.
+// Enqueues what comes between the pass over the keys and the queries; `linear` gets what these read, its states `tiled`
+// where kernels for sm_90a attend. proj_w is input `weight`, its bias the next.
 template <class T>
-Status foldLinear(LinearBuffers<T> const& buffers, Shape const& shape, Call const& call, int32_t weight,
+Status foldLinear(LinearBuffers<T> const& buffers, Shape const& shape, Call const& call, int32_t weight, bool tiled,
                   cudaStream_t stream, Linear<T>* linear) {
     *linear = {buffers.projected, buffers.featureSums, static_cast<float const*>(call.in[weight + 1].data)};
     dim3 const grid(kHeadDim / kFoldRows + 1, shape.heads, shape.batch);
     return enqueue(foldProjection<T>, grid, kMaxThreads, kFoldShared, stream, shape, buffers.segments, buffers.sums,
-                   static_cast<float const*>(call.in[weight].data), buffers.projected, buffers.featureSums);
+                   static_cast<float const*>(call.in[weight].data), buffers.projected, buffers.featureSums, tiled);
 }
 
 }  // namespace turbo::attn

@@ -1,6 +1,8 @@
 // Queries and outputs of the attention kernels for sm_90a, of which a thread block is one warpgroup.
 #pragma once
 
+#include <algorithm>
+
 #include "attn.cuh"
 #include "hopper.cuh"
 #include "shared.cuh"
@@ -10,6 +12,12 @@ namespace turbo::attn::wgmma {
 constexpr int kWarps = hopper::kWarpgroup / 32;
 constexpr int kQueries = kWarps * kWarpQueries;  // of a thread block
 constexpr int kQueryChunks = kQueries * kRowChunks;
+
+// Whether the copy engine reads rows of these tensors: it takes strides below 2^40 bytes.
+inline bool takesRows(Shape const& shape) {
+    int64_t const rows = std::max(shape.l, shape.s);
+    return shape.vector && shape.d == kHeadDim && 2 * shape.width() * rows < int64_t{1} << 40;
+}
 
 #if TURBO_HOPPER
 
@@ -22,11 +30,11 @@ __device__ inline void loadQueries(Queries& q, uint4 const* shared) {
     }
 }
 
-// Outputs of a warp's sixteen queries, by way of shared memory, sixteen bytes at a time.
-template <class T>
-__device__ inline void storeRows(Softmax const& softmax, Rows<T> const& rows, uint4* shared) {
-    if (!rows.vector) return softmax.store(rows);
-    int const lane = threadIdx.x % 32, firstRow = threadIdx.x / 32 * kWarpQueries;
+// Outputs of a warp's sixteen queries, those of its warpgroup from `firstQuery` on, by way of shared memory, sixteen bytes
+// at a time; at(row, chunk) is a place for a chunk of a row of the warpgroup's.
+template <class T, class At>
+__device__ inline void storeRows(Softmax const& softmax, Rows<T> const& rows, int32_t firstQuery, At at) {
+    int const lane = threadIdx.x % 32, firstRow = threadIdx.x % hopper::kWarpgroup / 32 * kWarpQueries;
 #pragma unroll
     for (int n = 0; n < kHeadDim / 8; n += 2) {
         uint32_t words[4];
@@ -35,16 +43,23 @@ __device__ inline void storeRows(Softmax const& softmax, Rows<T> const& rows, ui
             float const(&from)[4] = softmax.out[n + i / 2];
             words[i] = pack<T>(from[i % 2 * 2], from[i % 2 * 2 + 1]);
         }
-        hopper::storeMatrices(sharedAddress(shared + rowChunk(firstRow + lane % 16, n + lane / 16)), words);
+        hopper::storeMatrices(sharedAddress(at(firstRow + lane % 16, n + lane / 16)), words);
     }
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < kWarpQueries / 2; ++i) {
         int const row = firstRow + 2 * i + lane / 16, chunk = lane % 16;
-        int32_t const query = blockIdx.x * kQueries + row;
+        int32_t const query = firstQuery + row;
         if (query >= rows.count || chunk * 8 >= rows.d) continue;
-        *reinterpret_cast<uint4*>(rows.at(query, chunk * 8)) = shared[rowChunk(row, chunk)];
+        *reinterpret_cast<uint4*>(rows.at(query, chunk * 8)) = *at(row, chunk);
     }
+}
+
+// The same of a thread block that is one warpgroup, with room for its rows at `shared`, and of rows of any alignment.
+template <class T>
+__device__ inline void storeRows(Softmax const& softmax, Rows<T> const& rows, uint4* shared) {
+    if (!rows.vector) return softmax.store(rows);
+    storeRows(softmax, rows, blockIdx.x * kQueries, [&](int row, int chunk) { return shared + rowChunk(row, chunk); });
 }
 
 #endif  // TURBO_HOPPER

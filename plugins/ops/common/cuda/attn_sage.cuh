@@ -149,20 +149,19 @@ Status launchSageAs(SageBuffers const& buffers, LinearBuffers<T> const& branch, 
     status = enqueuePass<T, Packer, kLinear>(
         shape, call, {buffers.stats, valueMax, buffers.keys, buffers.keyBlocks, buffers.values}, branch.sums, stream);
     if (!status.ok()) return status;
+    hopper::Device device;
+    cudaError_t const error = hopper::describeDevice(device);
+    if (error != cudaSuccess) return {nullptr, error};
+    bool const onHopper = kFp8 && device.isHopper;
     Linear<T> linear{};
     if constexpr (kLinear) {
-        status = foldLinear(branch, shape, call, weight, stream, &linear);
+        status = foldLinear(branch, shape, call, weight, onHopper, stream, &linear);
         if (!status.ok()) return status;
     }
     SageKeys const packed{buffers.keys, buffers.keyBlocks, buffers.values, valueMax};
     auto* const o = static_cast<T*>(call.out[0].data);
     if constexpr (kFp8) {
-        hopper::Device device;
-        cudaError_t const error = hopper::describeDevice(device);
-        if (error != cudaSuccess) return {nullptr, error};
-        if (device.isHopper) {
-            return wgmma::launch<T, kBlock, kLinear>(shape, q, packed, o, kept, blockQ, linear, stream);
-        }
+        if (onHopper) return wgmma::launch<T, kBlock, kLinear>(shape, q, packed, o, kept, blockQ, linear, stream);
     }
     dim3 const grid(ceilDiv(shape.l, blockQ), shape.heads, shape.batch);
     return enqueue(attendSage<T, kBlock, kFp8, kLinear>, grid, blockQ / kWarpQueries * 32,

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "attn_linear_hopper.cuh"
 #include "attn_rows_hopper.cuh"
 #include "attn_sage_pack.cuh"
 #include "hopper.cuh"
@@ -24,20 +25,19 @@ template <int kBlock>
 struct Shared {
     static constexpr int kBytes = kBlock * kHeadDim;
     static constexpr int kQueriesAt = kStages * 2 * kBytes;
-    static constexpr int kRowsAt = kStateSize * sizeof(uint16_t);
-    // Stages of keys [key, slot] and values [channel, slot], then queries in INT8, [query, slot]. In the end the state
-    // of the linear branch, then rows of queries, and of outputs.
-    uint8_t tiles[std::max(kQueriesAt + kQueries * kHeadDim, kRowsAt + kQueryChunks * int(sizeof(uint4)))];
+    // Stages of keys [key, slot] and values [channel, slot], then queries in INT8, [query, slot]; in their place the
+    // ending.
+    uint8_t tiles[std::max(kQueriesAt + kQueries * kHeadDim, int(sizeof(Ending)))];
     float2 valueScales[kHeadDim / 2];
     KeyBlock blocks[kStages];
     alignas(8) uint64_t full[kStages];  // its keys, values and block are there
     uint64_t empty[kStages];            // every warp is done with it
+    uint64_t state;                     // that of the linear branch is there
 
     __device__ uint32_t keys(int stage) const { return sharedAddress(tiles + stage * 2 * kBytes); }
     __device__ uint32_t values(int stage) const { return keys(stage) + kBytes; }
     __device__ uint8_t* queries() { return tiles + kQueriesAt; }
-    __device__ uint4* state() { return reinterpret_cast<uint4*>(tiles); }
-    __device__ uint4* rows() { return reinterpret_cast<uint4*>(tiles + kRowsAt); }
+    __device__ Ending& ending() { return reinterpret_cast<Ending&>(tiles); }
 };
 
 #if TURBO_HOPPER
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
     attendSage(Shape shape, T const* q, SageKeys packed, T* o, Kept kept, int32_t blockQ, Linear<T> linear) {
 #if TURBO_HOPPER
     constexpr int kTiles = kBlock / 8, kSteps = kBlock / 32;
-    // Halves of the channels whose products are under way together, as registers allow.
+    // Halves of the channels whose products are under way together, as registers allow, or tiles of the state's.
     constexpr int kAtOnce = kBlock == 64 ? 1 : 2;
     extern __shared__ uint8_t memory[];
     auto& shared = *reinterpret_cast<Shared<kBlock>*>(memory + -sharedAddress(memory) % hopper::kAlignment);
@@ -103,6 +103,7 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
     if (leads) {
         for (uint64_t& barrier : shared.full) hopper::initBarrier(sharedAddress(&barrier), 1);
         for (uint64_t& barrier : shared.empty) hopper::initBarrier(sharedAddress(&barrier), kWarps);
+        if constexpr (kLinear) hopper::initBarrier(sharedAddress(&shared.state), 1);
         hopper::publishBarriers();
     }
     int64_t const firstBlock = (int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * ceilDiv(shape.s, kBlock);
@@ -216,22 +217,31 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
 
     // Everybody is done with the stages.
     __syncthreads();
-    if constexpr (kLinear) loadRows(shared.rows(), queryRows, firstQuery, kQueries);
-    softmax.normalise();
-#pragma unroll
-    for (int n = 0; n < kHeadDim / 8; ++n) {
-        float2 const scale = shared.valueScales[n * 4 + lane % 4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) softmax.out[n][i] *= i % 2 == 0 ? scale.x : scale.y;
+    Ending& ending = shared.ending();
+    if constexpr (kLinear) {
+        loadRows(ending.rows, queryRows, firstQuery, kQueries);
+        fetchLinear(ending, linear, shape, sharedAddress(&shared.state));
     }
+    softmax.normalise();
+    auto const scale = [&](int n) { return shared.valueScales[n * 4 + lane % 4]; };
     if constexpr (kLinear) {
         copyWait();
         __syncthreads();
+        addBias(softmax, ending, scale);
+        // Not amid what follows: registers would not suffice.
+        __syncwarp();
         Queries whole;
-        loadQueries(whole, shared.rows());
-        addLinear(softmax, whole, linear, shape, shared.state());
+        loadQueries(whole, ending.rows);
+        addLinear<T, kAtOnce>(softmax, whole, ending, shape, sharedAddress(&shared.state));
+    } else {
+#pragma unroll
+        for (int n = 0; n < kHeadDim / 8; ++n) {
+            float2 const factor = scale(n);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) softmax.out[n][i] *= i % 2 == 0 ? factor.x : factor.y;
+        }
     }
-    storeRows(softmax, Rows<T>(o, shape.l, shape, blockIdx.y, blockIdx.z), shared.rows());
+    storeRows(softmax, Rows<T>(o, shape.l, shape, blockIdx.y, blockIdx.z), ending.rows);
 #endif
 }
 

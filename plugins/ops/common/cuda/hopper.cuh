@@ -141,11 +141,13 @@ __device__ __forceinline__ uint64_t describe(uint32_t shared) {
 }
 constexpr uint64_t kNextK = 32 / 16;
 
-// The descriptor of rows along K of kRow bytes, swizzled: of tiles that follow one another along N, `next` bytes apart.
-// A product takes 16 rows; the next ones are kNextRows further on.
+// The descriptor of rows along K of kRowBytes, 64 or 128, swizzled: of tiles that follow one another along N, `next`
+// bytes apart. A product takes 16 rows; the next ones are kRowBytes further on, which is kNextRows for the wider ones.
+template <int32_t kRowBytes = kRow>
 __device__ __forceinline__ uint64_t describeColumns(uint32_t shared, uint32_t next) {
-    constexpr uint64_t kSwizzle = uint64_t{1} << 62;
-    constexpr uint64_t kEightRows = uint64_t{8 * kRow / 16} << 32;
+    static_assert(kRowBytes == 64 || kRowBytes == 128);
+    constexpr uint64_t kSwizzle = uint64_t{kRowBytes == 128 ? 1 : 2} << 62;
+    constexpr uint64_t kEightRows = uint64_t{8 * kRowBytes / 16} << 32;
     return kSwizzle | kEightRows | uint64_t{next / 16} << 16 | (shared >> 4 & 0x3fff);
 }
 constexpr uint64_t kNextRows = 16 * kRow / 16;
@@ -161,19 +163,6 @@ __device__ __forceinline__ void waitProducts() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Keeps the compiler from reading sums before the wait above it.
-template <int32_t kCount>
-__device__ __forceinline__ void settle(int32_t (&sums)[kCount]) {
-#pragma unroll
-    for (int32_t& sum : sums) asm volatile("" : "+r"(sum)::"memory");
-}
-
-template <int32_t kCount>
-__device__ __forceinline__ void settle(float (&sums)[kCount]) {
-#pragma unroll
-    for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");
-}
-
 // Keeps the compiler from making operands after the fence below it.
 template <int32_t kCount, int32_t kWords>
 __device__ __forceinline__ void settle(uint32_t (&operands)[kCount][kWords]) {
@@ -185,9 +174,9 @@ __device__ __forceinline__ void settle(uint32_t (&operands)[kCount][kWords]) {
 }
 
 // Names and constraints of as many sums, and the numbers of the operands that follow them.
-#define TURBO_NAMES_32                                                                                         \
-    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
-    "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TURBO_NAMES_16 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define TURBO_NAMES_32 \
+    TURBO_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define TURBO_NAMES_64                                                                                        \
     TURBO_NAMES_32                                                                                            \
     ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
@@ -198,6 +187,19 @@ __device__ __forceinline__ void settle(uint32_t (&operands)[kCount][kWords]) {
 #define TURBO_SUMS_32(kind, s, i)                                                                        \
     TURBO_SUMS_8(kind, s, i), TURBO_SUMS_8(kind, s, i + 8), TURBO_SUMS_8(kind, s, i + 16), \
         TURBO_SUMS_8(kind, s, i + 24)
+
+// Keeps the compiler from reading sums before the wait above it. One statement: loops of them would keep sums in memory.
+#define TURBO_SETTLE(T, kind)                                                                                      \
+    __device__ __forceinline__ void settle(T (&s)[16]) {                                                           \
+        asm volatile("" : TURBO_SUMS_8(kind, s, 0), TURBO_SUMS_8(kind, s, 8)::"memory");                           \
+    }                                                                                                              \
+    __device__ __forceinline__ void settle(T (&s)[32]) { asm volatile("" : TURBO_SUMS_32(kind, s, 0)::"memory"); } \
+    __device__ __forceinline__ void settle(T (&s)[64]) {                                                           \
+        asm volatile("" : TURBO_SUMS_32(kind, s, 0), TURBO_SUMS_32(kind, s, 32)::"memory");                        \
+    }
+TURBO_SETTLE(int32_t, "+r")
+TURBO_SETTLE(float, "+f")
+#undef TURBO_SETTLE
 
 // The 64 sums of a product of 64 x 128 in a thread: lane l of warp w holds, for j in 0..16, columns 8 j + 2 (l % 4) and
 // the next one of row 16 w + l / 4 in sums 4 j and 4 j + 1, and of the row eight further down in 4 j + 2 and 4 j + 3.
@@ -252,7 +254,7 @@ __device__ __forceinline__ void multiplyE4m3(float (&s)[32], uint32_t const (&a)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));
 }
 
-// The same of bf16 or f16, 16 along K: 64 rows of `b`, or 128 columns of it whose rows lie along K.
+// The same of bf16 or f16, 16 along K: 64 rows of `b`, or 32 or 128 columns of it whose rows lie along K.
 #define TURBO_MULTIPLY_HALF(T, type)                                                                             \
     __device__ __forceinline__ void multiply(                                                                    \
         T, float (&s)[32], uint32_t const (&a)[4], uint64_t b, bool add) {                                       \
@@ -264,6 +266,18 @@ __device__ __forceinline__ void multiplyE4m3(float (&s)[32], uint32_t const (&a)
             "}, {%32, %33, %34, %35}, %36, add, 1, 1, 0;\n"                                                      \
             "}"                                                                                                  \
             : TURBO_SUMS_32("+f", s, 0)                                                                          \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));               \
+    }                                                                                                            \
+    __device__ __forceinline__ void multiplyColumns(                                                             \
+        T, float (&s)[16], uint32_t const (&a)[4], uint64_t b, bool add) {                                       \
+        asm volatile(                                                                                            \
+            "{\n"                                                                                                \
+            ".reg .pred add;\n"                                                                                  \
+            "setp.ne.b32 add, %21, 0;\n"                                                                         \
+            "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " " TURBO_NAMES_16                       \
+            "}, {%16, %17, %18, %19}, %20, add, 1, 1, 1;\n"                                                      \
+            "}"                                                                                                  \
+            : TURBO_SUMS_8("+f", s, 0), TURBO_SUMS_8("+f", s, 8)                                                 \
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int32_t>(add)));               \
     }                                                                                                            \
     __device__ __forceinline__ void multiplyColumns(                                                             \
@@ -282,18 +296,24 @@ TURBO_MULTIPLY_HALF(__nv_bfloat16, "bf16")
 TURBO_MULTIPLY_HALF(__half, "f16")
 #undef TURBO_MULTIPLY_HALF
 
-// sums += a b^T of bf16 or f16: 64 rows of `a` by 128 of `b`, 16 along K.
-#define TURBO_MULTIPLY_ADD(T, type)                                                                              \
-    __device__ __forceinline__ void multiplyAdd(T, float (&s)[64], uint64_t a, uint64_t b) {                     \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " TURBO_NAMES_64             \
-                     "}, %64, %65, 1, 1, 1, 0, 0;"                                                               \
-                     : TURBO_SUMS_32("+f", s, 0), TURBO_SUMS_32("+f", s, 32)                                     \
-                     : "l"(a), "l"(b));                                                                          \
+// sums = a b^T, or sums += a b^T, of bf16 or f16: 64 rows of `a` by 128 of `b`, 16 along K.
+#define TURBO_MULTIPLY_ROWS(T, type)                                                                             \
+    __device__ __forceinline__ void multiply(T, float (&s)[64], uint64_t a, uint64_t b, bool add) {              \
+        asm volatile(                                                                                            \
+            "{\n"                                                                                                \
+            ".reg .pred add;\n"                                                                                  \
+            "setp.ne.b32 add, %66, 0;\n"                                                                         \
+            "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " TURBO_NAMES_64                      \
+            "}, %64, %65, add, 1, 1, 0, 0;\n"                                                                    \
+            "}"                                                                                                  \
+            : TURBO_SUMS_32("+f", s, 0), TURBO_SUMS_32("+f", s, 32)                                              \
+            : "l"(a), "l"(b), "r"(static_cast<int32_t>(add)));                                                   \
     }
-TURBO_MULTIPLY_ADD(__nv_bfloat16, "bf16")
-TURBO_MULTIPLY_ADD(__half, "f16")
-#undef TURBO_MULTIPLY_ADD
+TURBO_MULTIPLY_ROWS(__nv_bfloat16, "bf16")
+TURBO_MULTIPLY_ROWS(__half, "f16")
+#undef TURBO_MULTIPLY_ROWS
 
+#undef TURBO_NAMES_16
 #undef TURBO_NAMES_32
 #undef TURBO_NAMES_64
 #undef TURBO_SUMS_8

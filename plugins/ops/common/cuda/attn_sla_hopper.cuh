@@ -1,46 +1,47 @@
-// Softmax attention in the activation type on sm_90a: wgmma and tensor copies, for heads of kHeadDim channels.
+// SLA in the activation type on sm_90a: wgmma and tensor copies, for heads of kHeadDim channels.
 //
 // A thread block is one warpgroup and attends for 64 queries, which stay in registers. Keys and values come in tiles of
 // 64, each as two boxes of 64 channels; what lies past a sequence's end comes as zeros. Several blocks on a
 // multiprocessor keep its tensor cores busy while others are at their softmax.
 #pragma once
 
-#include "attn_linear.cuh"
+#include "attn_linear_hopper.cuh"
 #include "attn_rows_hopper.cuh"
 #include "hopper.cuh"
 #include "shared.cuh"
 
 namespace turbo::attn::wgmma {
 
-constexpr int kExactKeys = 64;  // of a tile
-constexpr int kExactStages = 2;
+constexpr int kSlaKeys = 64;  // of a tile
+constexpr int kSlaStages = 2;
 constexpr int kBoxChannels = hopper::kRow / 2;
 constexpr int kBoxes = kHeadDim / kBoxChannels;
-constexpr int kBoxBytes = kExactKeys * hopper::kRow;
+constexpr int kBoxBytes = kSlaKeys * hopper::kRow;
 
 // Tiles in shared memory, from a multiple of hopper::kAlignment on: boxes of [key, channel].
-struct ExactShared {
+struct SlaShared {
     struct {
         uint8_t keys[kBoxes][kBoxBytes];
         uint8_t values[kBoxes][kBoxBytes];
-    } stages[kExactStages];
-    alignas(8) uint64_t full[kExactStages];
+    } stages[kSlaStages];
+    alignas(8) uint64_t full[kSlaStages];
+    uint64_t state;  // that of the linear branch is there
+
+    __device__ Ending& ending() { return reinterpret_cast<Ending&>(stages); }
 };
+static_assert(sizeof(SlaShared::stages) >= sizeof(Ending));
 
-// In the end one stage holds the state of the linear branch, the other one rows of outputs.
-static_assert(sizeof(ExactShared::stages[0]) >= kStateSize * sizeof(uint16_t));
-static_assert(sizeof(ExactShared::stages[1]) >= kQueryChunks * sizeof(uint4));
-
-template <class T, bool kLinear>
+template <class T>
 __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
-    attendExact(Shape shape, T const* q, __grid_constant__ CUtensorMap const k, __grid_constant__ CUtensorMap const v,
+    attendSla(Shape shape, T const* q, __grid_constant__ CUtensorMap const k, __grid_constant__ CUtensorMap const v,
                 T* o, Kept kept, int32_t blockQ, int32_t blockK, Linear<T> linear) {
 #if TURBO_HOPPER
     extern __shared__ uint8_t memory[];
-    auto& shared = *reinterpret_cast<ExactShared*>(memory + -sharedAddress(memory) % hopper::kAlignment);
+    auto& shared = *reinterpret_cast<SlaShared*>(memory + -sharedAddress(memory) % hopper::kAlignment);
     bool const leads = threadIdx.x == 0;
     if (leads) {
         for (uint64_t& barrier : shared.full) hopper::initBarrier(sharedAddress(&barrier), 1);
+        hopper::initBarrier(sharedAddress(&shared.state), 1);
         hopper::publishBarriers();
     }
     __syncthreads();
@@ -52,11 +53,11 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
         hopper::expectBytes(full, 2 * kBoxes * kBoxBytes);
         for (int32_t box = 0; box < kBoxes; ++box) {
             int32_t const at = column + box * hopper::kRow;
-            hopper::copyBox(sharedAddress(shared.stages[stage].keys[box]), k, full, at, tile * kExactKeys, batch);
-            hopper::copyBox(sharedAddress(shared.stages[stage].values[box]), v, full, at, tile * kExactKeys, batch);
+            hopper::copyBox(sharedAddress(shared.stages[stage].keys[box]), k, full, at, tile * kSlaKeys, batch);
+            hopper::copyBox(sharedAddress(shared.stages[stage].values[box]), v, full, at, tile * kSlaKeys, batch);
         }
     };
-    KeyTiles<kExactKeys> tiles(kept, blockK, shape.s, blockIdx.x * kQueries / blockQ, ceilDiv(shape.l, blockQ));
+    KeyTiles<kSlaKeys> tiles(kept, blockK, shape.s, blockIdx.x * kQueries / blockQ, ceilDiv(shape.l, blockQ));
     int32_t tile = tiles.next(), next = tiles.next();
     fetch(0, tile);
     fetch(1, next);
@@ -66,12 +67,12 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
     loadQueries(queries, Rows<T const>(q, shape.l, shape, blockIdx.y, blockIdx.z), warpQuery());
     Softmax softmax;
     auto& out = reinterpret_cast<float(&)[kHeadDim / 2]>(softmax.out);
-    hopper::Ring<kExactStages> ring;
+    hopper::Ring<kSlaStages> ring;
     while (tile >= 0) {
         auto const& stage = shared.stages[ring.stage];
         hopper::wait(sharedAddress(&shared.full[ring.stage]), ring.parity);
-        float scores[kExactKeys / 8][4];
-        auto& sums = reinterpret_cast<float(&)[kExactKeys / 2]>(scores);
+        float scores[kSlaKeys / 8][4];
+        auto& sums = reinterpret_cast<float(&)[kSlaKeys / 2]>(scores);
         hopper::beginProducts();
 #pragma unroll
         for (int step = 0; step < kHeadDim / 16; ++step) {
@@ -83,17 +84,17 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
         hopper::waitProducts<0>();
         hopper::settle(sums);
 
-        maskKeys(scores, shape.s - tile * kExactKeys);
+        maskKeys(scores, shape.s - tile * kSlaKeys);
         softmax.step(scores, unit, 0.0f, [](float p) { return p; });
-        uint32_t p[kExactKeys / 16][4];
+        uint32_t p[kSlaKeys / 16][4];
 #pragma unroll
-        for (int step = 0; step < kExactKeys / 16; ++step) packProbabilities<T>(p[step], scores, step);
+        for (int step = 0; step < kSlaKeys / 16; ++step) packProbabilities<T>(p[step], scores, step);
         uint64_t const values = hopper::describeColumns(sharedAddress(stage.values), kBoxBytes);
         hopper::settle(p);
         hopper::settle(out);
         hopper::beginProducts();
 #pragma unroll
-        for (int step = 0; step < kExactKeys / 16; ++step) {
+        for (int step = 0; step < kSlaKeys / 16; ++step) {
             hopper::multiplyColumns(T{}, out, p[step], values + step * hopper::kNextRows, true);
         }
         hopper::commitProducts();
@@ -107,32 +108,33 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
         next = after;
         ring.advance();
     }
+    Ending& ending = shared.ending();
+    uint32_t const state = sharedAddress(&shared.state);
+    // Everybody is done with the stages.
+    __syncthreads();
+    fetchLinear(ending, linear, shape, state);
     softmax.normalise();
-    if constexpr (kLinear) addLinear(softmax, queries, linear, shape, reinterpret_cast<uint4*>(&shared));
-    auto* const rows = reinterpret_cast<uint4*>(&shared.stages[1]);
-    storeRows(softmax, Rows<T>(o, shape.l, shape, blockIdx.y, blockIdx.z), rows);
+    __syncthreads();
+    addLinear<T, 2>(softmax, queries, ending, shape, state);
+    addBias(softmax, ending, [](int) { return float2{1.0f, 1.0f}; });
+    storeRows(softmax, Rows<T>(o, shape.l, shape, blockIdx.y, blockIdx.z), ending.rows);
 #endif
 }
 
-// Whether the kernel takes tensors of this shape: tensor maps have strides below 2^40 bytes.
-inline bool takesExact(Shape const& shape) {
-    return shape.vector && shape.d == kHeadDim && 2 * shape.width() * shape.s < int64_t{1} << 40;
-}
-
-template <class T, bool kLinear>
-Status launchExact(Shape const& shape, T const* q, T const* k, T const* v, T* o, Kept const& kept, int32_t blockQ,
-                   int32_t blockK, Linear<T> const& linear, cudaStream_t stream) {
+template <class T>
+Status launchSla(Shape const& shape, T const* q, T const* k, T const* v, T* o, Kept const& kept, int32_t blockQ,
+                 int32_t blockK, Linear<T> const& linear, cudaStream_t stream) {
     uint64_t const row = 2 * shape.width(), s = shape.s;
     CUtensorMap maps[2];
     T const* const from[2] = {k, v};
     for (int i = 0; i < 2; ++i) {
         cudaError_t const error = hopper::makeMap<3>(maps[i], from[i], {row, s, static_cast<uint64_t>(shape.batch)},
-                                                     {row, row * s}, {hopper::kRow, kExactKeys, 1});
+                                                     {row, row * s}, {hopper::kRow, kSlaKeys, 1});
         if (error != cudaSuccess) return {nullptr, error};
     }
     dim3 const grid(ceilDiv(shape.l, kQueries), shape.heads, shape.batch);
-    return enqueue(attendExact<T, kLinear>, grid, hopper::kWarpgroup, sizeof(ExactShared) + hopper::kAlignment, stream,
-                   shape, q, maps[0], maps[1], o, kept, blockQ, blockK, linear);
+    return enqueue(attendSla<T>, grid, hopper::kWarpgroup, sizeof(SlaShared) + hopper::kAlignment, stream, shape, q,
+                   maps[0], maps[1], o, kept, blockQ, blockK, linear);
 }
 
 }  // namespace turbo::attn::wgmma
