@@ -217,13 +217,24 @@ struct Softmax {
     template <int kTiles, class Round>
     __device__ void probabilities(
         float (&scores)[kTiles][4], float (&shrink)[2], float factor, float offset, Round round) {
+        float tops[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            tops[r] = -FLT_MAX;
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n) tops[r] = fmaxf(tops[r], fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
+        }
+        probabilities(scores, tops, shrink, factor, offset, round);
+    }
+
+    // The same with the greatest scores of this lane's columns.
+    template <int kTiles, class Round>
+    __device__ void probabilities(float (&scores)[kTiles][4], float const (&tops)[2], float (&shrink)[2], float factor,
+                                  float offset, Round round) {
         float shift[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            float top = -FLT_MAX;
-#pragma unroll
-            for (int n = 0; n < kTiles; ++n) top = fmaxf(top, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+            float top = fmaxf(tops[r], __shfl_xor_sync(~0u, tops[r], 1));
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
             float const grown = fmaxf(max[r], top * factor);
             shrink[r] = exp2Approx(max[r] - grown);
@@ -312,9 +323,9 @@ struct Softmax {
     }
 };
 
-// Leaves out the keys of a ragged last tile.
-template <int kTiles>
-__device__ inline void maskKeys(float (&scores)[kTiles][4], int32_t left) {
+// Gives the keys that a ragged last tile lacks the score `none`.
+template <int kTiles, class Score>
+__device__ inline void maskKeys(Score (&scores)[kTiles][4], int32_t left, Score none = -INFINITY) {
     if (left >= kTiles * 8) return;
     // Keeps it a branch: without it, all tiles would compare what only the last one has to.
     asm volatile("" ::: "memory");
@@ -323,7 +334,7 @@ __device__ inline void maskKeys(float (&scores)[kTiles][4], int32_t left) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             int const key = n * 8 + threadIdx.x % 4 * 2 + i % 2;
-            if (key >= left) scores[n][i] = -INFINITY;
+            if (key >= left) scores[n][i] = none;
         }
     }
 }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <climits>
 
 #include "attn_linear_hopper.cuh"
 #include "attn_rows_hopper.cuh"
@@ -150,11 +151,12 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
         hopper::wait(sharedAddress(&shared.full[ring.stage]), ring.parity);
         uint64_t const keys = hopper::describe(shared.keys(ring.stage));
         uint64_t const values = hopper::describe<kBlock>(shared.values(ring.stage));
-        int32_t products[kTiles * 4];
+        int32_t products[kTiles][4];
+        auto& sumsOfProducts = reinterpret_cast<int32_t(&)[kTiles * 4]>(products);
         hopper::beginProducts();
 #pragma unroll
         for (int i = 0; i < kHeadDim / 32; ++i) {
-            hopper::multiply(products, queries + i * hopper::kNextK, keys + i * hopper::kNextK, i > 0);
+            hopper::multiply(sumsOfProducts, queries + i * hopper::kNextK, keys + i * hopper::kNextK, i > 0);
         }
         hopper::commitProducts();
         // The lane that reads it also says when the warp is done with the stage.
@@ -170,14 +172,22 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
         float const factor = unit * __shfl_sync(~0u, block.scale, 0);
         int32_t const keysLeft = __shfl_sync(~0u, block.keys, 0);
         hopper::waitProducts<0>();
-        hopper::settle(products);
+        hopper::settle(sumsOfProducts);
 
-        float scores[kTiles][4];
+        // Of three integers the GPU finds the greatest at once, of floats of two.
+        maskKeys(products, keysLeft, INT_MIN);
+        float scores[kTiles][4], tops[2], shrink[2];
 #pragma unroll
-        for (int i = 0; i < kTiles * 4; ++i) scores[i / 4][i % 4] = __int2float_rn(products[i]);
+        for (int r = 0; r < 2; ++r) {
+            int32_t top = INT_MIN;
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n) top = __vimax3_s32(top, products[n][2 * r], products[n][2 * r + 1]);
+            tops[r] = __int2float_rn(top);
+        }
+#pragma unroll
+        for (int i = 0; i < kTiles * 4; ++i) scores[i / 4][i % 4] = __int2float_rn(products[i / 4][i % 4]);
         maskKeys(scores, keysLeft);
-        float shrink[2];
-        softmax.probabilities(scores, shrink, factor, kFp8Offset, [](float p) { return p; });
+        softmax.probabilities(scores, tops, shrink, factor, kFp8Offset, [](float p) { return p; });
         uint32_t p[kSteps][4];
 #pragma unroll
         for (int i = 0; i < kSteps; ++i) packProbabilitiesE4m3(p[i], scores, i);
