@@ -16,6 +16,7 @@
 
 namespace turbo::attn {
 
+constexpr float kLog2e = 1.44269504f;
 constexpr int kHeadDim = 128;
 // Chunks of 16 bytes in a row of 16 bit elements.
 constexpr int kRowChunks = kHeadDim / 8;

@@ -1,14 +1,13 @@
 // Dense attention in the activation type on sm_90a, for heads of kHeadDim channels.
 //
 // A CTA stays and takes item after item: 128 queries of a head, which two warpgroups share half and half, and all keys.
-// A third warpgroup fetches, so that keys and values are read once for 128 queries. Products of a tile of keys and of the
-// values of the tile before are under way together, beside the softmax of the other warpgroup: they take turns
+// A third warpgroup fetches, so that keys and values are read once for 128 queries. Products of a tile of keys and of
+// the values of the tile before are under way together, beside the softmax of the other warpgroup: they take turns
 // (FlashAttention-3, arXiv:2407.08608). Nothing of this stops between items.
 #pragma once
 
 #include <algorithm>
 
-#include "attn_keys.cuh"
 #include "attn_rows_hopper.cuh"
 #include "hopper.cuh"
 #include "shared.cuh"
@@ -22,8 +21,6 @@ constexpr int kDenseStages = 2;
 
 // 128 rows of 64 channels twice, as the copy engine lays them out.
 struct DenseTile {
-    static constexpr int kBoxChannels = hopper::kRow / 2;
-    static constexpr int kBoxes = kHeadDim / kBoxChannels;
     static constexpr int kBoxBytes = kDenseRows * hopper::kRow;
 
     uint8_t boxes[kBoxes][kBoxBytes];
@@ -83,7 +80,7 @@ struct DenseRing {
         hopper::wait(sharedAddress(&of.empty[ring.stage]), ring.parity ^ 1);
         uint32_t const full = sharedAddress(&of.full[ring.stage]);
         hopper::expectBytes(full, sizeof(DenseTile));
-        for (int32_t box = 0; box < DenseTile::kBoxes; ++box) {
+        for (int32_t box = 0; box < kBoxes; ++box) {
             int32_t const column = head * 2 * kHeadDim + box * hopper::kRow;
             hopper::copyBox(sharedAddress(of.tiles[ring.stage].boxes[box]), map, full, column, row, batch);
         }
@@ -104,7 +101,7 @@ struct DenseRing {
 // Begins to multiply queries by a tile of keys.
 template <class T>
 __device__ __forceinline__ void multiplyKeys(T, float (&sums)[kDenseRows / 2], uint32_t queries, uint32_t keys) {
-    constexpr int kBoxSteps = DenseTile::kBoxChannels / 16;
+    constexpr int kBoxSteps = kBoxChannels / 16;
 #pragma unroll
     for (int step = 0; step < kHeadDim / 16; ++step) {
         int const box = step / kBoxSteps * DenseTile::kBoxBytes, at = step % kBoxSteps * hopper::kNextK;
@@ -152,7 +149,7 @@ __device__ __forceinline__ void attendItems(Shape const& shape, DenseItems const
         values.await();
         multiplyValues(T{}, out, p, values.address(), add);
     };
-    // Turns scores into probabilities.
+    // Makes probabilities of scores, while `out` and `p` may be under way.
     auto const attend = [&](int32_t tile) {
         hopper::settle(sums);
         keys.release();
@@ -177,7 +174,7 @@ __device__ __forceinline__ void attendItems(Shape const& shape, DenseItems const
         storeRows(softmax, rows, items.query(item) + warpgroup * kQueries,
                   [&](int row, int chunk) { return outputs.tile().at(warpgroup * kQueries + row, chunk); });
         // The copy engine writes there next.
-        hopper::publishToProducts();
+        hopper::publishShared();
         __syncwarp();
         outputs.release();
     };
@@ -236,7 +233,7 @@ __global__ void __launch_bounds__(kDenseThreads, 1)
                 __grid_constant__ CUtensorMap const v, T* o) {
 #if TURBO_HOPPER
     constexpr int32_t kFetching = 40, kMultiplying = 232;  // registers of a thread
-    static_assert((kFetching + kAttending * kMultiplying) * hopper::kWarpgroup <= 65536);
+    static_assert(hopper::hasRegisters<kDenseThreads>((kFetching + kAttending * kMultiplying) * hopper::kWarpgroup));
     extern __shared__ uint8_t memory[];
     auto& shared = *reinterpret_cast<DenseShared*>(memory + -sharedAddress(memory) % hopper::kAlignment);
     if (threadIdx.x == 0) {
@@ -268,24 +265,18 @@ __global__ void __launch_bounds__(kDenseThreads, 1)
 #endif
 }
 
+// Enqueues the attention of a call, q, k and v its first inputs, that the kernels take.
 template <class T>
-Status launchDense(Shape const& shape, T const* q, T const* k, T const* v, T* o, int32_t multiprocessors,
-                   cudaStream_t stream) {
+Status launchDense(Shape const& shape, Call const& call, int32_t multiprocessors, cudaStream_t stream) {
     CUtensorMap maps[3];
-    T const* const from[3] = {q, k, v};
     for (int i = 0; i < 3; ++i) {
-        uint64_t const row = 2 * shape.width(), rows = i == 0 ? shape.l : shape.s;
-        cudaError_t const error =
-            hopper::makeMap<3>(maps[i], from[i], {row, rows, static_cast<uint64_t>(shape.batch)}, {row, row * rows},
-                               {hopper::kRow, kDenseRows, 1});
+        cudaError_t const error = mapRows(maps[i], call.in[i].data, shape, i == 0 ? shape.l : shape.s, kDenseRows);
         if (error != cudaSuccess) return {nullptr, error};
     }
-    int64_t const items = int64_t{ceilDiv(shape.l, kDenseRows)} * shape.heads * shape.batch;
-    constexpr int64_t kMaxItems = int64_t{1} << 30;
-    if (items > kMaxItems) return {"there must be at most 2^30 blocks of queries"};
-    dim3 const grid(static_cast<uint32_t>(std::min(items, int64_t{multiprocessors})));
-    return enqueue(attendDense<T>, grid, kDenseThreads, sizeof(DenseShared) + hopper::kAlignment, stream, shape,
-                   maps[0], maps[1], maps[2], o);
+    int32_t const items = ceilDiv(shape.l, kDenseRows) * shape.heads * shape.batch;
+    return enqueue(attendDense<T>, dim3(std::min(items, multiprocessors)), kDenseThreads,
+                   sizeof(DenseShared) + hopper::kAlignment, stream, shape, maps[0], maps[1], maps[2],
+                   static_cast<T*>(call.out[0].data));
 }
 
 }  // namespace turbo::attn::wgmma

@@ -2,8 +2,7 @@
 // blocks, with the linear branch of SLA where there is one.
 #pragma once
 
-#include "attn_dense_hopper.cuh"
-#include "attn_sla_hopper.cuh"
+#include "attn_linear.cuh"
 
 namespace turbo::attn {
 
@@ -63,12 +62,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     softmax.store(Rows<T>(o, shape.l, shape, blockIdx.y, blockIdx.z));
 }
 
-// Whether kernels for sm_90a attend.
-inline bool attendsOnHopper(hopper::Device const& device, Shape const& shape) {
-    return device.isHopper && wgmma::takesRows(shape);
-}
-
-// Enqueues the attention of blocks of blockQ queries to blocks of blockK keys.
+// Enqueues the attention of blocks of blockQ queries to blocks of blockK keys of a call, q, k and v its first inputs.
 template <bool kLinear, class T>
 Status launchExact(Shape const& shape, Call const& call, Kept const& kept, int32_t blockQ, int32_t blockK,
                    Linear<T> const& linear, cudaStream_t stream) {
@@ -76,16 +70,6 @@ Status launchExact(Shape const& shape, Call const& call, Kept const& kept, int32
     auto const* const k = static_cast<T const*>(call.in[1].data);
     auto const* const v = static_cast<T const*>(call.in[2].data);
     auto* const o = static_cast<T*>(call.out[0].data);
-    hopper::Device device;
-    cudaError_t const error = hopper::describeDevice(device);
-    if (error != cudaSuccess) return {nullptr, error};
-    if (attendsOnHopper(device, shape)) {
-        if constexpr (kLinear) {
-            return wgmma::launchSla(shape, q, k, v, o, kept, blockQ, blockK, linear, stream);
-        } else {
-            return wgmma::launchDense(shape, q, k, v, o, device.multiprocessors, stream);
-        }
-    }
     dim3 const grid(ceilDiv(shape.l, blockQ), shape.heads, shape.batch);
     return enqueue(attendExact<T, kLinear>, grid, blockQ / kWarpQueries * 32, kExactShared, stream, shape, q, k, v, o,
                    kept, blockK, linear);

@@ -11,7 +11,6 @@
 
 namespace turbo::attn {
 
-constexpr float kLog2e = 1.44269504f;
 constexpr int kTile = 64;
 constexpr int kTileChunks = kTile * kRowChunks;
 // Long enough that sums are little next to what they sum, and 12 heads of 32760 keys, the smaller of the usual

@@ -29,8 +29,8 @@ __device__ inline int stateAt(int feature, int channel, bool tiled) {
     return channel / kStateTile * (kHeadDim * kStateTile) + chunk * 8 + channel % 8;
 }
 
-// What the queries of all heads read: proj_w (phi(k)^T v) d / s as [batch, heads, feature, channel], a state of each
-// head, and sum phi(k) as [batch, heads, feature], padded with zeros.
+// What the queries of all heads read: proj_w (phi(k)^T v) d / s, a state of each head, elements where `stateAt` says,
+// and sum phi(k) as [batch, heads, feature], padded with zeros.
 template <class T>
 struct Linear {
     T const* projected;

@@ -18,8 +18,9 @@ struct Ending {
 
 #if TURBO_HOPPER
 
-// Starts to fetch what the branch has for this head, once everybody is done with what lay there. The state is there when
-// `barrier` says so, the rest after a barrier of the threads.
+// Starts to fetch what the branch has for this head, once everybody is done with what lay there: in place of the state
+// only what the copy engine wrote, so that no write of a thread can be late. The state is there when `barrier` says so,
+// the rest after a barrier of the threads.
 template <class T>
 __device__ inline void fetchLinear(Ending& ending, Linear<T> const& linear, Shape const& shape, uint32_t barrier) {
     int64_t const head = int64_t{blockIdx.z} * gridDim.y + blockIdx.y;

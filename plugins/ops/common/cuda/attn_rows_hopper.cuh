@@ -1,4 +1,4 @@
-// Queries and outputs of the attention kernels for sm_90a, of which a thread block is one warpgroup.
+// Rows of queries, keys, values and outputs of the attention kernels for sm_90a, whose warpgroups have 64 queries each.
 #pragma once
 
 #include <algorithm>
@@ -10,13 +10,27 @@
 namespace turbo::attn::wgmma {
 
 constexpr int kWarps = hopper::kWarpgroup / 32;
-constexpr int kQueries = kWarps * kWarpQueries;  // of a thread block
+constexpr int kQueries = kWarps * kWarpQueries;  // of a warpgroup
 constexpr int kQueryChunks = kQueries * kRowChunks;
+// A row of a head is as wide as two boxes of the copy engine.
+constexpr int kBoxChannels = hopper::kRow / 2;
+constexpr int kBoxes = kHeadDim / kBoxChannels;
 
-// Whether the copy engine reads rows of these tensors: it takes strides below 2^40 bytes.
-inline bool takesRows(Shape const& shape) {
+// Whether the kernels take tensors of this shape: the copy engine's strides are below 2^40 bytes, and blocks of queries
+// are counted in 32 bits.
+inline bool takes(hopper::Device const& device, Shape const& shape) {
     int64_t const rows = std::max(shape.l, shape.s);
-    return shape.vector && shape.d == kHeadDim && 2 * shape.width() * rows < int64_t{1} << 40;
+    int64_t const blocks = int64_t{shape.batch} * shape.heads * ceilDiv(shape.l, kQueries);
+    return device.isHopper && shape.vector && shape.d == kHeadDim && 2 * shape.width() * rows < int64_t{1} << 40 &&
+           blocks <= int64_t{1} << 30;
+}
+
+// How the copy engine reads tensors of `rows` rows a batch: boxes of `boxRows` rows of kBoxChannels channels.
+inline cudaError_t mapRows(
+    CUtensorMap& map, void const* tensor, Shape const& shape, int32_t rows, uint32_t boxRows) {
+    uint64_t const row = 2 * shape.width(), count = rows;
+    return hopper::makeMap<3>(map, tensor, {row, count, static_cast<uint64_t>(shape.batch)}, {row, row * count},
+                              {hopper::kRow, boxRows, 1});
 }
 
 #if TURBO_HOPPER
@@ -30,8 +44,8 @@ __device__ inline void loadQueries(Queries& q, uint4 const* shared) {
     }
 }
 
-// Outputs of a warp's sixteen queries, those of its warpgroup from `firstQuery` on, by way of shared memory, sixteen bytes
-// at a time; at(row, chunk) is a place for a chunk of a row of the warpgroup's.
+// Outputs of a warp's sixteen queries, those of its warpgroup from `firstQuery` on, by way of shared memory, sixteen
+// bytes at a time; at(row, chunk) is a place for a chunk of a row of the warpgroup's.
 template <class T, class At>
 __device__ inline void storeRows(Softmax const& softmax, Rows<T> const& rows, int32_t firstQuery, At at) {
     int const lane = threadIdx.x % 32, firstRow = threadIdx.x % hopper::kWarpgroup / 32 * kWarpQueries;
@@ -59,7 +73,8 @@ __device__ inline void storeRows(Softmax const& softmax, Rows<T> const& rows, in
 template <class T>
 __device__ inline void storeRows(Softmax const& softmax, Rows<T> const& rows, uint4* shared) {
     if (!rows.vector) return softmax.store(rows);
-    storeRows(softmax, rows, blockIdx.x * kQueries, [&](int row, int chunk) { return shared + rowChunk(row, chunk); });
+    auto const at = [&](int row, int chunk) { return shared + rowChunk(row, chunk); };
+    storeRows(softmax, rows, blockIdx.x * kQueries, at);
 }
 
 #endif  // TURBO_HOPPER

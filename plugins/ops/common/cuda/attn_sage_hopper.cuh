@@ -26,6 +26,7 @@ template <int kBlock>
 struct Shared {
     static constexpr int kBytes = kBlock * kHeadDim;
     static constexpr int kQueriesAt = kStages * 2 * kBytes;
+    static_assert(kQueriesAt >= int(sizeof(Ending::state)));  // fetchLinear says why
     // Stages of keys [key, slot] and values [channel, slot], then queries in INT8, [query, slot]; in their place the
     // ending.
     uint8_t tiles[std::max(kQueriesAt + kQueries * kHeadDim, int(sizeof(Ending)))];
@@ -95,7 +96,8 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
     attendSage(Shape shape, T const* q, SageKeys packed, T* o, Kept kept, int32_t blockQ, Linear<T> linear) {
 #if TURBO_HOPPER
     constexpr int kTiles = kBlock / 8, kSteps = kBlock / 32;
-    // Halves of the channels whose products are under way together, as registers allow, or tiles of the state's.
+    // How many halves of the channels, and how many tiles of the linear branch's state, are being multiplied at a time,
+    // as registers allow.
     constexpr int kAtOnce = kBlock == 64 ? 1 : 2;
     extern __shared__ uint8_t memory[];
     auto& shared = *reinterpret_cast<Shared<kBlock>*>(memory + -sharedAddress(memory) % hopper::kAlignment);
@@ -139,7 +141,7 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
         float const* const tops = packed.valueMax + blockIdx.z * shape.width() + int64_t{blockIdx.y} * shape.d;
         float const scaleOfChannel = channel < shape.d ? tops[channel] * (1 / kFp8ValueMax) : 0.0f;
         reinterpret_cast<float*>(shared.valueScales)[channel] = scaleOfChannel;
-        hopper::publishToProducts();
+        hopper::publishShared();
         unit = kLog2e * rsqrtf(static_cast<float>(shape.d)) * scale;
     }
     __syncthreads();
@@ -186,6 +188,7 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
         }
 #pragma unroll
         for (int i = 0; i < kTiles * 4; ++i) scores[i / 4][i % 4] = __int2float_rn(products[i / 4][i % 4]);
+        // The least integer times a small factor is not far enough from the others.
         maskKeys(scores, keysLeft);
         softmax.probabilities(scores, tops, shrink, factor, kFp8Offset, [](float p) { return p; });
         uint32_t p[kSteps][4];

@@ -14,15 +14,13 @@ namespace turbo::attn::wgmma {
 
 constexpr int kSlaKeys = 64;  // of a tile
 constexpr int kSlaStages = 2;
-constexpr int kBoxChannels = hopper::kRow / 2;
-constexpr int kBoxes = kHeadDim / kBoxChannels;
-constexpr int kBoxBytes = kSlaKeys * hopper::kRow;
+constexpr int kSlaBoxBytes = kSlaKeys * hopper::kRow;
 
 // Tiles in shared memory, from a multiple of hopper::kAlignment on: boxes of [key, channel].
 struct SlaShared {
     struct {
-        uint8_t keys[kBoxes][kBoxBytes];
-        uint8_t values[kBoxes][kBoxBytes];
+        uint8_t keys[kBoxes][kSlaBoxBytes];
+        uint8_t values[kBoxes][kSlaBoxBytes];
     } stages[kSlaStages];
     alignas(8) uint64_t full[kSlaStages];
     uint64_t state;  // that of the linear branch is there
@@ -50,7 +48,7 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
     auto const fetch = [&](int32_t stage, int32_t tile) {
         if (!leads || tile < 0) return;
         uint32_t const full = sharedAddress(&shared.full[stage]);
-        hopper::expectBytes(full, 2 * kBoxes * kBoxBytes);
+        hopper::expectBytes(full, 2 * kBoxes * kSlaBoxBytes);
         for (int32_t box = 0; box < kBoxes; ++box) {
             int32_t const at = column + box * hopper::kRow;
             hopper::copyBox(sharedAddress(shared.stages[stage].keys[box]), k, full, at, tile * kSlaKeys, batch);
@@ -89,7 +87,7 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
         uint32_t p[kSlaKeys / 16][4];
 #pragma unroll
         for (int step = 0; step < kSlaKeys / 16; ++step) packProbabilities<T>(p[step], scores, step);
-        uint64_t const values = hopper::describeColumns(sharedAddress(stage.values), kBoxBytes);
+        uint64_t const values = hopper::describeColumns(sharedAddress(stage.values), kSlaBoxBytes);
         hopper::settle(p);
         hopper::settle(out);
         hopper::beginProducts();
@@ -121,20 +119,19 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
 #endif
 }
 
+// Enqueues the attention of a call, q, k and v its first inputs, that the kernels take; states are in tiles.
 template <class T>
-Status launchSla(Shape const& shape, T const* q, T const* k, T const* v, T* o, Kept const& kept, int32_t blockQ,
-                 int32_t blockK, Linear<T> const& linear, cudaStream_t stream) {
-    uint64_t const row = 2 * shape.width(), s = shape.s;
+Status launchSla(Shape const& shape, Call const& call, Kept const& kept, int32_t blockQ, int32_t blockK,
+                 Linear<T> const& linear, cudaStream_t stream) {
     CUtensorMap maps[2];
-    T const* const from[2] = {k, v};
     for (int i = 0; i < 2; ++i) {
-        cudaError_t const error = hopper::makeMap<3>(maps[i], from[i], {row, s, static_cast<uint64_t>(shape.batch)},
-                                                     {row, row * s}, {hopper::kRow, kSlaKeys, 1});
+        cudaError_t const error = mapRows(maps[i], call.in[i + 1].data, shape, shape.s, kSlaKeys);
         if (error != cudaSuccess) return {nullptr, error};
     }
     dim3 const grid(ceilDiv(shape.l, kQueries), shape.heads, shape.batch);
-    return enqueue(attendSla<T>, grid, hopper::kWarpgroup, sizeof(SlaShared) + hopper::kAlignment, stream, shape, q,
-                   maps[0], maps[1], o, kept, blockQ, blockK, linear);
+    return enqueue(attendSla<T>, grid, hopper::kWarpgroup, sizeof(SlaShared) + hopper::kAlignment, stream, shape,
+                   static_cast<T const*>(call.in[0].data), maps[0], maps[1], static_cast<T*>(call.out[0].data), kept,
+                   blockQ, blockK, linear);
 }
 
 }  // namespace turbo::attn::wgmma

@@ -26,6 +26,13 @@ constexpr int32_t kWarpgroup = 128;  // threads of a warpgroup
 constexpr int32_t kRow = 128;        // bytes of a row in shared memory, the width of the swizzle
 constexpr int32_t kAlignment = 1024; // of a tile of such rows: eight of them are one period of the swizzle
 
+// Whether a thread block of kThreads starts with as many registers as `wanted` ones, which its warpgroups then divide
+// anew: a thread starts with a multiple of eight of a multiprocessor's 65536.
+template <int32_t kThreads>
+__host__ __device__ constexpr bool hasRegisters(int32_t wanted) {
+    return wanted <= 65536 / kThreads / 8 * 8 * kThreads;
+}
+
 #if TURBO_HOPPER
 
 // A barrier is 8 bytes of shared memory. It counts arrivals and bytes, and its phases alternate in parity.
@@ -106,8 +113,8 @@ __device__ __forceinline__ void copyBox(uint32_t shared, CUtensorMap const& map,
         : "memory");
 }
 
-// Shows what this thread wrote to shared memory to products; a barrier of the threads has to follow.
-__device__ __forceinline__ void publishToProducts() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Shows what this thread did in shared memory to products and to the copy engine; a barrier has to follow.
+__device__ __forceinline__ void publishShared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Copies `bytes`, a multiple of 16, as they lie.
 __device__ __forceinline__ void copyBytes(uint32_t shared, void const* global, uint32_t bytes, uint32_t barrier) {
@@ -188,7 +195,8 @@ __device__ __forceinline__ void settle(uint32_t (&operands)[kCount][kWords]) {
     TURBO_SUMS_8(kind, s, i), TURBO_SUMS_8(kind, s, i + 8), TURBO_SUMS_8(kind, s, i + 16), \
         TURBO_SUMS_8(kind, s, i + 24)
 
-// Keeps the compiler from reading sums before the wait above it. One statement: loops of them would keep sums in memory.
+// Keeps the compiler from reading sums before the wait above it. One statement: loops of them would keep sums in
+// memory.
 #define TURBO_SETTLE(T, kind)                                                                                      \
     __device__ __forceinline__ void settle(T (&s)[16]) {                                                           \
         asm volatile("" : TURBO_SUMS_8(kind, s, 0), TURBO_SUMS_8(kind, s, 8)::"memory");                           \

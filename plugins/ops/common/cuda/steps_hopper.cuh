@@ -81,7 +81,7 @@ template <int32_t kLinears, class Sizes, class Multiply>
 __device__ __forceinline__ void run(CUtensorMap const& x, WeightMaps<kLinears> const& w, Sizes const& sizes,
                                     int32_t steps, Steps& shared, Multiply multiply) {
     constexpr int32_t kFetching = 40, kMultiplying = 232;  // registers of a thread
-    static_assert((kFetching + kMultipliers * kMultiplying) * hopper::kWarpgroup <= 65536);
+    static_assert(hopper::hasRegisters<kThreads>((kFetching + kMultipliers * kMultiplying) * hopper::kWarpgroup));
     if (threadIdx.x == 0) {
         for (int32_t stage = 0; stage < kStages; ++stage) {
             hopper::initBarrier(sharedAddress(&shared.full[stage]), 1);
