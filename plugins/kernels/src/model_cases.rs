@@ -140,18 +140,13 @@ fn linears(op: &Op) -> Vec<Case> {
 }
 
 fn dense(op: &Op) -> Vec<Case> {
-    // The last three have several blocks of queries for every multiprocessor, and one to three tiles of keys.
-    let sizes = [
-        [1, ROWS, 512, 12],
-        [2, 333, 77, 2],
-        [1, 777, 777, 3],
-        [2, 300, 100, 120],
-        [1, 2200, 300, 40],
-        [1, 2200, 256, 40],
-    ];
-    let stays = op.name == "TurboAttention";
+    let mut sizes = vec![[1, ROWS, 512, 12], [2, 333, 77, 2], [1, 777, 777, 3]];
+    if op.name == "TurboAttention" {
+        // More blocks of queries than a GPU has multiprocessors, each with one to three tiles of keys.
+        sizes.extend([[2, 300, 100, 120], [1, 2200, 300, 40], [1, 2200, 256, 40]]);
+    }
     let mut all = Vec::new();
-    for [b, l, s, heads] in sizes.into_iter().take(if stays { 6 } else { 3 }) {
+    for [b, l, s, heads] in sizes {
         let axes = [("m", b * l), ("n", b * s), ("c", heads * 128)];
         let attrs = Attrs::new().int("batch", b).int("heads", heads);
         all.extend(forms(op, attrs).into_iter().map(|attrs| case(op, attrs, &axes)));

@@ -6,25 +6,20 @@ use crate::Tensor;
 /// Rows of a sum. Blocks of queries and keys are multiples of it.
 pub const SUM_ROWS: usize = 32;
 
-/// The rows of each sum, of rows `[sequences * l, c]`.
-pub fn parts<T>(x: &[T], [l, c]: [usize; 2]) -> impl Iterator<Item = &[T]> {
-    x.chunks((l * c).max(1)).flat_map(move |sequence| sequence.chunks((SUM_ROWS * c).max(1)))
-}
-
 /// The op's `sums` of rows `[sequences * l, c]`.
-pub fn sum_rows<T: Copy + Into<f64>>(x: &[T], size: [usize; 2]) -> impl Iterator<Item = f32> {
-    let c = size[1];
+pub fn sum_rows<T: Copy + Into<f64>>(x: &[T], [l, c]: [usize; 2]) -> impl Iterator<Item = f32> {
+    let parts = x.chunks((l * c).max(1)).flat_map(move |sequence| sequence.chunks((SUM_ROWS * c).max(1)));
     let sum = move |rows: &[T], column: usize| {
         rows.iter().skip(column).step_by(c).map(|&x| x.into()).sum::<f64>() as f32
     };
-    parts(x, size).flat_map(move |rows| (0..c).map(move |column| sum(rows, column)))
+    parts.flat_map(move |rows| (0..c).map(move |column| sum(rows, column)))
 }
 
-/// The sums that TurboNormRope would give of these keys `[batch * tokens, c]`, in f64.
-pub fn sums_of(k: &Tensor, batch: usize) -> Tensor {
-    let (l, c) = (k.shape[0] / batch, k.shape[1]);
-    let sums = sum_rows(k.as_f64(), [l, c]).map(f64::from);
-    Tensor::f64(&[batch, l.div_ceil(SUM_ROWS), c], sums.collect())
+/// The same as a tensor in f64, `[sequences, ceil(l / 32), c]`.
+pub fn sums_of(x: &Tensor, l: usize) -> Tensor {
+    let (m, c) = (x.shape[0], x.shape[1]);
+    let sums = sum_rows(x.as_f64(), [l, c]).map(f64::from);
+    Tensor::f64(&[m / l, l.div_ceil(SUM_ROWS), c], sums.collect())
 }
 
 /// Means of blocks of rows, of `d` channels from `channel` on, from their sums `[b, sums, c]`; with `usize::MAX` as `block`

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use turbo_graph::{DType, Graph, Value};
 
 use crate::cases::sample_inputs;
-use crate::common::sums::{SUM_ROWS, parts};
+use crate::common::sums::{SUM_ROWS, sums_of};
 use crate::common::{attn_expand, norm};
 use crate::{
     AttrDef, AttrKind, Attrs, Case, Dim, Dims, Op, Tensor, TensorDef, TensorMut, TensorRef, Tol, Ty,
@@ -73,10 +73,9 @@ fn reference(attrs: &Attrs, inputs: &[Tensor]) -> Vec<Tensor> {
             y.push(x[2 * i] * sin + x[2 * i + 1] * cos);
         }
     }
-    let sums = parts(&y, [l, c])
-        .flat_map(|rows| (0..c).map(move |column| rows.iter().skip(column).step_by(c).sum()));
-    let sums = Tensor::f64(&[m / l, l.div_ceil(SUM_ROWS), c], sums.collect());
-    vec![Tensor::f64(&inputs[0].shape, y), sums]
+    let y = Tensor::f64(&inputs[0].shape, y);
+    let sums = sums_of(&y, l);
+    vec![y, sums]
 }
 
 fn cpu(attrs: &Attrs, inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {

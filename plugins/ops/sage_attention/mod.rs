@@ -50,7 +50,7 @@ pub const OP: Op = Op {
 
 fn sample(case: &Case) -> Vec<Tensor> {
     let mut tensors = sample_inputs(&OP, case);
-    tensors[3] = sums_of(&tensors[1], case.attrs.get_int("batch"));
+    tensors[3] = sums_of(&tensors[1], tensors[1].shape[0] / case.attrs.get_int("batch"));
     tensors
 }
 

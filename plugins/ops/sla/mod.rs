@@ -157,10 +157,11 @@ pub fn sample(op: &Op, case: &Case) -> Vec<Tensor> {
         keys.iter_mut().enumerate().for_each(|(i, k)| *k += offset[i % c]);
     }
     let [batch, block_k] = ["batch", "block_k"].map(|n| case.attrs.get_int(n));
-    let key_blocks = (case.dims.get("m") / batch).div_ceil(block_k);
+    let l = case.dims.get("m") / batch;
+    let key_blocks = l.div_ceil(block_k);
     let keep = case.dims.get("keep");
     if let [_, k, _, _, _, _, sums] = &mut tensors[..] {
-        *sums = sums_of(k, batch);
+        *sums = sums_of(k, l);
     }
     if let Some(Data::I32(lut)) = tensors.get_mut(3).map(|t| &mut t.data) {
         for row in lut.chunks_mut(keep.max(1)) {

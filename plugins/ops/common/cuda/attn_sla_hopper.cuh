@@ -32,7 +32,7 @@ static_assert(sizeof(SlaShared::stages) >= sizeof(Ending));
 template <class T>
 __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
     attendSla(Shape shape, T const* q, __grid_constant__ CUtensorMap const k, __grid_constant__ CUtensorMap const v,
-                T* o, Kept kept, int32_t blockQ, int32_t blockK, Linear<T> linear) {
+              T* o, Kept kept, int32_t blockQ, int32_t blockK, Linear<T> linear) {
 #if TURBO_HOPPER
     extern __shared__ uint8_t memory[];
     auto& shared = *reinterpret_cast<SlaShared*>(memory + -sharedAddress(memory) % hopper::kAlignment);

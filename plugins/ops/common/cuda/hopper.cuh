@@ -149,7 +149,7 @@ __device__ __forceinline__ uint64_t describe(uint32_t shared) {
 constexpr uint64_t kNextK = 32 / 16;
 
 // The descriptor of rows along K of kRowBytes, 64 or 128, swizzled: of tiles that follow one another along N, `next`
-// bytes apart. A product takes 16 rows; the next ones are kRowBytes further on, which is kNextRows for the wider ones.
+// bytes apart. A product takes 16 rows; the next ones of kRow bytes are kNextRows further on.
 template <int32_t kRowBytes = kRow>
 __device__ __forceinline__ uint64_t describeColumns(uint32_t shared, uint32_t next) {
     static_assert(kRowBytes == 64 || kRowBytes == 128);
