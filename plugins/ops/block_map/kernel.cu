@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "../common/cuda/elements.cuh"
+#include "../common/cuda/hopper.cuh"
 
 namespace turbo {
 namespace {
@@ -35,6 +36,7 @@ struct Pool {
 
 // One thread per mean; grid rows are tensors, which together have threads enough.
 __global__ void __launch_bounds__(kThreads) poolKernel(Pool q, Pool k, int32_t b, int32_t tokens, int32_t c) {
+    followKernelAhead();
     Pool const pool = blockIdx.y == 0 ? q : k;
     uint32_t const index = blockIdx.x * kThreads + threadIdx.x;
     uint32_t const channel = index % c, place = index / c, batch = place / pool.blocks;
@@ -117,6 +119,7 @@ __global__ void __launch_bounds__(kThreads, wide ? 2 : 1) scoreKernel(Arguments 
     __shared__ double2 origin[kDepth / 2];  // of keys
     int32_t const thread = static_cast<int32_t>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
     int32_t const row = lane / 4, pair = lane % 4 * 2;
+    followKernelAhead();
     int32_t const tile = static_cast<int32_t>(blockIdx.x), head = a.head(tile), firstQuery = a.query(tile);
     int32_t const firstKey = static_cast<int32_t>(blockIdx.y) * kKeys + warp * kWarpKeys;
     int32_t const d = a.c / a.heads, channel = head % a.heads * d;
@@ -254,6 +257,7 @@ __device__ __forceinline__ uint32_t search(uint32_t least, uint32_t most, uint32
 __global__ void __launch_bounds__(kThreads, 4) selectKernel(Arguments a) {
     int32_t const thread = static_cast<int32_t>(threadIdx.x), lane = thread % kWarp;
     int32_t const row = static_cast<int32_t>(blockIdx.x) * kWarps + thread / kWarp;
+    followKernelAhead();
     int32_t const tile = row / kQueries, query = a.query(tile) + row % kQueries;
     if (query >= a.blocksQ) return;
     Scores const scores(a.high + row * a.width, a.blocksK, lane);
@@ -339,15 +343,17 @@ struct Plan {
 
 // A slab of tiles at a time: their scores, then their places in `lut`.
 template <bool wide>
-void map(Arguments a, Plan const& plan, cudaStream_t stream) {
+Status map(Arguments a, Plan const& plan, Queue queue) {
     int64_t const slab = plan.scores / (kQueries * plan.width);
     auto const across = static_cast<uint32_t>(ceilDiv(plan.blocksK, kKeys));
-    for (int64_t first = 0; first < plan.tiles; first += slab) {
+    Status status;
+    for (int64_t first = 0; first < plan.tiles && status.ok(); first += slab) {
         a.first = static_cast<int32_t>(first);
         auto const tiles = static_cast<uint32_t>(std::min(slab, plan.tiles - first));
-        scoreKernel<wide><<<dim3(tiles, across), kThreads, 0, stream>>>(a);
-        selectKernel<<<tiles * (kQueries / kWarps), kThreads, 0, stream>>>(a);
+        status = enqueue(scoreKernel<wide>, dim3(tiles, across), kThreads, 0, queue, a);
+        if (status.ok()) status = enqueue(selectKernel, tiles * (kQueries / kWarps), kThreads, 0, queue, a);
     }
+    return status;
 }
 
 }  // namespace
@@ -400,13 +406,10 @@ Status launch(TurboBlockMap::Attrs const& attrs, Call const& call, void* workspa
                               static_cast<int32_t>(plan.width),
                               0};
     dim3 const grid(static_cast<uint32_t>(ceilDiv(plan.b * c * std::max(blocksQ, blocksK), kThreads)), 2);
-    poolKernel<<<grid, kThreads, 0, stream>>>(poolQ, poolK, b, l, c);
-    if (c / attrs.heads % kStep == 0) {
-        map<true>(arguments, plan, stream);
-    } else {
-        map<false>(arguments, plan, stream);
-    }
-    return {nullptr, cudaGetLastError()};
+    Queue const queue = hopper::behind(stream);
+    Status const status = enqueue(poolKernel, grid, kThreads, 0, queue, poolQ, poolK, b, l, c);
+    if (!status.ok()) return status;
+    return c / attrs.heads % kStep == 0 ? map<true>(arguments, plan, queue) : map<false>(arguments, plan, queue);
 }
 
 }  // namespace turbo

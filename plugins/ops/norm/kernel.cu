@@ -1,4 +1,5 @@
 // y = norm(x) * scale + shift, rounded to T.
+#include "../common/cuda/hopper.cuh"
 #include "../common/cuda/norm.cuh"
 
 namespace turbo {
@@ -19,6 +20,7 @@ template <class R>
 __global__ void __launch_bounds__(R::kThreadsMax, R::kCtasMin) normKernel(Arguments a) {
     using T = typename R::Element;
     constexpr bool kAccess = R::kWideAccess;
+    followKernelAhead();
     int32_t const index = R::index();
     if (index >= a.rows) return;
     int64_t const at = static_cast<int64_t>(index) * a.width;
@@ -62,7 +64,7 @@ Status launch(TurboNorm::Attrs const& attrs, Call const& call, void*, cudaStream
                               {attrs.kind.index == 0, attrs.eps}};
     return withRow<1>(x.type, wideRows(x, width, scale, shift, y), width, [&](auto tag) {
         using R = typename decltype(tag)::Type;
-        normKernel<R><<<R::ctas(rows), R::threads(width), 0, stream>>>(arguments);
+        return enqueue(normKernel<R>, R::ctas(rows), R::threads(width), 0, hopper::behind(stream), arguments);
     });
 }
 

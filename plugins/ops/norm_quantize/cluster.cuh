@@ -128,6 +128,7 @@ __global__ void __launch_bounds__(kWarps * kWarp) kernel(Arguments a) {
         w8a8::commitCopies();
     };
     int32_t tile = static_cast<int32_t>(blockIdx.x) / kCtas;
+    followKernelAhead();
     copy(tile);
     if (threadIdx.x == 0) {
         for (uint64_t& barrier : barriers) hopper::initBarrier(sharedAddress(&barrier), 1);
@@ -276,21 +277,22 @@ Status launch(Arguments const& arguments, cudaStream_t stream) {
     int32_t const shared = kRows * arguments.width * static_cast<int32_t>(sizeof(T));
     cudaError_t error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error != cudaSuccess) return {nullptr, error};
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = kCtas;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchAttribute attributes[] = {{}, beginEarly()};
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = kCtas;
+    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<uint32_t>(ceilDiv(arguments.rows, kBlock)) * kCtas);
     config.blockDim = dim3(static_cast<uint32_t>(arguments.width / kColumns * kWarp));
     config.dynamicSmemBytes = static_cast<size_t>(shared);
     config.stream = stream;
-    config.attrs = &cluster;
+    config.attrs = attributes;
     config.numAttrs = 1;
     int clusters = 0;
     error = cudaOccupancyMaxActiveClusters(&clusters, run, &config);
     if (error != cudaSuccess) return {nullptr, error};
     if (clusters == 0) return {nullptr, cudaErrorNotSupported};
+    config.numAttrs = 2;
     config.gridDim.x = std::min(config.gridDim.x, static_cast<uint32_t>(clusters) * kCtas);
     return launched(cudaLaunchKernelEx(&config, run, arguments));
 }

@@ -102,7 +102,7 @@ Status launch(TurboNormQuantize::Attrs const& attrs, Call const& call, void* wor
     }
     Status const status = withRow<1>(x.type, wide, width, [&](auto tag) {
         using R = typename decltype(tag)::Type;
-        momentsKernel<R><<<R::ctas(rows), R::threads(width), 0, stream>>>(arguments);
+        return enqueue(momentsKernel<R>, R::ctas(rows), R::threads(width), 0, {stream, false}, arguments);
     });
     if (!status.ok()) return status;
     auto const blocks = static_cast<uint32_t>(blockCount(rows, width));
@@ -110,7 +110,8 @@ Status launch(TurboNormQuantize::Attrs const& attrs, Call const& call, void* wor
         return withAccess(x.type, wide, [&](auto tag, auto access) {
             using T = typename decltype(tag)::Type;
             constexpr bool kAccess = decltype(access)::value;
-            normQuantizeKernel<decltype(format)::value, T, kAccess><<<blocks, kBlockThreads, 0, stream>>>(arguments);
+            return enqueue(normQuantizeKernel<decltype(format)::value, T, kAccess>, blocks, kBlockThreads, 0,
+                           {stream, false}, arguments);
         });
     });
 }

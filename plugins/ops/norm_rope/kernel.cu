@@ -4,6 +4,7 @@
 // A CTA has the rows of one sum. Where one or four warps hold a row, several are done at a time and meet in shared
 // memory, where threads add up columns; otherwise a row is the whole CTA's, whose threads have columns of their own. The
 // next row is on its way meanwhile.
+#include "../common/cuda/hopper.cuh"
 #include "../common/cuda/norm.cuh"
 
 namespace turbo {
@@ -79,6 +80,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<kSpan>) spanKernel(Arguments a
     constexpr int32_t kPairs = (kWidest<T, kSpan> / 2 - 1) / kThreads + 1;  // of columns, of a thread
     extern __shared__ uint4 shared[];  // [kRows, width]
     __shared__ float partial[kWarps];
+    followKernelAhead();
     T* const rows = reinterpret_cast<T*>(shared);
     Part const part(a);
     int32_t const thread = static_cast<int32_t>(threadIdx.x), warp = thread / kWarp, place = warp / kSpan;
@@ -162,6 +164,7 @@ __global__ void __launch_bounds__(kRowThreadsMax) ctaRowsKernel(Arguments a) {
     constexpr bool kRoom = R::kElements < kHeldMax;
     using Vector = Pack<T, kVector>;
     __shared__ float partial[2][kWarpsMax];
+    followKernelAhead();
     Part const part(a);
     auto const* x = static_cast<T const*>(a.x) + part.first * a.width;
     auto* y = static_cast<T*>(a.y) + part.first * a.width;
@@ -252,6 +255,7 @@ Status launch(TurboNormRope::Attrs const& attrs, Call const& call, void*, cudaSt
                               static_cast<int32_t>(length),
                               static_cast<int32_t>(headWidth),
                               attrs.eps};
+    Queue const queue = hopper::behind(stream);
     auto const ctas = static_cast<uint32_t>(x.dim[0] / length * ceilDiv(length, kSumRows));
     return withRow<2>(x.type, wideRows(x, headWidth, weight, cos, sin, y, sums), width, [&](auto tag) {
         using R = typename decltype(tag)::Type;
@@ -259,15 +263,17 @@ Status launch(TurboNormRope::Attrs const& attrs, Call const& call, void*, cudaSt
         auto const bySpans = [&](auto span) {
             constexpr int32_t kSpan = decltype(span)::value;
             size_t const shared = kWarps / kSpan * static_cast<size_t>(width) * sizeof(T);
-            spanKernel<T, kSpan><<<ctas, kThreads, shared, stream>>>(arguments);
+            return enqueue(spanKernel<T, kSpan>, ctas, kThreads, shared, queue, arguments);
         };
         if constexpr (R::kWideAccess && sizeof(T) == 2) {
             if (width <= kWidest<T, 1>) return bySpans(std::integral_constant<int32_t, 1>{});
             if (width <= kWidest<T, 4>) return bySpans(std::integral_constant<int32_t, 4>{});
         }
         if constexpr (R::kWidest > (R::kWideAccess && sizeof(T) == 2 ? kWidest<T, 4> : 0)) {
-            ctaRowsKernel<R><<<ctas, R::threads(width), 0, stream>>>(arguments);
+            return enqueue(ctaRowsKernel<R>, ctas, R::threads(width), 0, queue, arguments);
         }
+        // Narrower rows have gone above.
+        return Status{};
     });
 }
 

@@ -1,4 +1,5 @@
 // q = sat8(rne(x * top / amax)), s = amax / top. One CTA per block of 128 x 128, held in registers.
+#include "../common/cuda/hopper.cuh"
 #include "../common/cuda/quant.cuh"
 
 namespace turbo {
@@ -8,6 +9,7 @@ template <Format kFormat, class T, bool wide>
 __global__ void __launch_bounds__(kBlockThreads) quantizeKernel(T const* x, int8_t* q, float* s, int64_t m,
                                                                int64_t k) {
     constexpr int32_t kLanes = wide ? kWide<T> : 1;
+    followKernelAhead();
     Block<T, kLanes, wide> block;
     BlockPlace const place(blockIdx.x, m, k);
     T const* const from = x + place.row * k + place.column + block.column();
@@ -33,8 +35,9 @@ Status launch(TurboQuantize::Attrs const& attrs, Call const& call, void*, cudaSt
     return withFormat(attrs.format.index, [&](auto format) {
         return withAccess(x.type, wideRows(x, k, q), [&](auto tag, auto access) {
             using T = typename decltype(tag)::Type;
-            quantizeKernel<decltype(format)::value, T, decltype(access)::value><<<blocks, kBlockThreads, 0, stream>>>(
-                static_cast<T const*>(x.data), static_cast<int8_t*>(q.data), static_cast<float*>(s.data), m, k);
+            return enqueue(quantizeKernel<decltype(format)::value, T, decltype(access)::value>, blocks, kBlockThreads,
+                           0, hopper::behind(stream), static_cast<T const*>(x.data), static_cast<int8_t*>(q.data),
+                           static_cast<float*>(s.data), m, k);
         });
     });
 }

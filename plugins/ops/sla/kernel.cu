@@ -27,17 +27,18 @@ Status launch(TurboSla::Attrs const& attrs, Call const& call, void* memory, cuda
     cudaError_t const error = hopper::describeDevice(device);
     if (error != cudaSuccess) return {nullptr, error};
     bool const onHopper = attn::wgmma::takes(device, shape);
+    Queue const queue = {stream, onHopper};
     return attn::byType(call.in[Op::kInQ].type, [&](auto type) {
         using T = decltype(type);
         attn::Workspace workspace(memory);
         attn::LinearBuffers<T> const buffers(workspace, shape);
-        Status status = attn::enqueuePass<T, attn::Unpacked, true>(shape, call, {}, buffers.sums, stream);
+        Status status = attn::enqueuePass<T, attn::Unpacked, true>(shape, call, {}, buffers.sums, queue);
         if (!status.ok()) return status;
         attn::Linear<T> linear;
-        status = attn::foldLinear(buffers, shape, call, Op::kInProjW, onHopper, stream, &linear);
+        status = attn::foldLinear(buffers, shape, call, Op::kInProjW, onHopper, queue, &linear);
         if (!status.ok()) return status;
         if (onHopper) {
-            return attn::wgmma::launchSla(shape, call, kept, attrs.block_q, attrs.block_k, linear, stream);
+            return attn::wgmma::launchSla(shape, call, kept, attrs.block_q, attrs.block_k, linear, queue);
         }
         return attn::launchExact<true>(shape, call, kept, attrs.block_q, attrs.block_k, linear, stream);
     });

@@ -13,6 +13,7 @@
 
 #include "attn_mma.cuh"
 #include "op.h"
+#include "overlap.cuh"
 
 namespace turbo::attn {
 
@@ -403,23 +404,6 @@ inline Status checkBlocks(int32_t blockQ, int32_t blockK) {
 template <class F>
 Status byType(DType type, F&& f) {
     return type == DType::kBF16 ? f(__nv_bfloat16{}) : f(__half{});
-}
-
-template <class... P, class... A>
-Status enqueue(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-               A const&... args) {
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = shared;
-    config.stream = stream;
-    cudaError_t error = cudaSuccess;
-    if (shared > 0) {
-        error = cudaFuncSetAttribute(reinterpret_cast<void const*>(kernel),
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    }
-    if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, P(args)...);
-    return launched(error);
 }
 
 }  // namespace turbo::attn

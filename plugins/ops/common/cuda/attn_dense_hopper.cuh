@@ -241,6 +241,7 @@ __global__ void __launch_bounds__(kDenseThreads, 1)
         hopper::publishBarriers();
     }
     __syncthreads();
+    followKernelAhead();
 
     DenseItems const items(shape);
     // The same in all lanes, which the compiler cannot know.
@@ -275,7 +276,7 @@ Status launchDense(Shape const& shape, Call const& call, int32_t multiprocessors
     }
     int32_t const items = ceilDiv(shape.l, kDenseRows) * shape.heads * shape.batch;
     return enqueue(attendDense<T>, dim3(std::min(items, multiprocessors)), kDenseThreads,
-                   sizeof(DenseShared) + hopper::kAlignment, stream, shape, maps[0], maps[1], maps[2],
+                   sizeof(DenseShared) + hopper::kAlignment, {stream, true}, shape, maps[0], maps[1], maps[2],
                    static_cast<T*>(call.out[0].data));
 }
 

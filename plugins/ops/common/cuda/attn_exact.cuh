@@ -71,8 +71,8 @@ Status launchExact(Shape const& shape, Call const& call, Kept const& kept, int32
     auto const* const v = static_cast<T const*>(call.in[2].data);
     auto* const o = static_cast<T*>(call.out[0].data);
     dim3 const grid(ceilDiv(shape.l, blockQ), shape.heads, shape.batch);
-    return enqueue(attendExact<T, kLinear>, grid, blockQ / kWarpQueries * 32, kExactShared, stream, shape, q, k, v, o,
-                   kept, blockK, linear);
+    return enqueue(attendExact<T, kLinear>, grid, blockQ / kWarpQueries * 32, kExactShared, {stream, false}, shape, q, k,
+                   v, o, kept, blockK, linear);
 }
 
 }  // namespace turbo::attn

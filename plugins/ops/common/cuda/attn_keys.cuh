@@ -227,6 +227,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
         loadTile(keysOf(tile), keyRows, tile);
         loadTile(valuesOf(tile), valueRows, tile);
     };
+    followKernelAhead();
     load(first);
     Packer packer(packed, shape, common);
     States<T> states;
@@ -254,9 +255,9 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
 
 template <class T, class Packer, bool kStates>
 Status enqueuePass(Shape const& shape, Call const& call, typename Packer::To const& packed, SegmentSums const& sums,
-                   cudaStream_t stream) {
+                   Queue queue) {
     dim3 const grid(ceilDiv(shape.s, kPassKeys<kStates>), shape.heads, shape.batch);
-    return enqueue(passKeys<T, Packer, kStates>, grid, kMaxThreads, kPassShared<Packer::kBlock, kStates>, stream, shape,
+    return enqueue(passKeys<T, Packer, kStates>, grid, kMaxThreads, kPassShared<Packer::kBlock, kStates>, queue, shape,
                    static_cast<T const*>(call.in[1].data), static_cast<T const*>(call.in[2].data), packed, sums);
 }
 

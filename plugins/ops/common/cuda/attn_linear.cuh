@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     static_assert(kFoldRows * kHeadDim == 4 * kMaxThreads);
     extern __shared__ float weights[];
     __shared__ float4 state[kFoldRows][kHeadDim / 4];
+    followKernelAhead();
     int64_t const head = int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
     int const channel = threadIdx.x % kHeadDim, part = threadIdx.x / kHeadDim, firstRow = blockIdx.x * kFoldRows;
     if (firstRow == kHeadDim) {
@@ -195,10 +196,10 @@ struct LinearBuffers {
 // where kernels for sm_90a attend. proj_w is input `weight`, its bias the next.
 template <class T>
 Status foldLinear(LinearBuffers<T> const& buffers, Shape const& shape, Call const& call, int32_t weight, bool tiled,
-                  cudaStream_t stream, Linear<T>* linear) {
+                  Queue queue, Linear<T>* linear) {
     *linear = {buffers.projected, buffers.featureSums, static_cast<float const*>(call.in[weight + 1].data)};
     dim3 const grid(kHeadDim / kFoldRows + 1, shape.heads, shape.batch);
-    return enqueue(foldProjection<T>, grid, kMaxThreads, kFoldShared, stream, shape, buffers.segments, buffers.sums,
+    return enqueue(foldProjection<T>, grid, kMaxThreads, kFoldShared, queue, shape, buffers.segments, buffers.sums,
                    static_cast<float const*>(call.in[weight].data), buffers.projected, buffers.featureSums, tiled);
 }
 

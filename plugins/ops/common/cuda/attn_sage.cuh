@@ -130,6 +130,11 @@ struct SageBuffers {
 template <bool kLinear, int kBlock, bool kFp8, class T>
 Status launchSageAs(SageBuffers const& buffers, LinearBuffers<T> const& branch, Shape const& shape, Call const& call,
                     int32_t keySums, int32_t weight, Kept const& kept, int32_t blockQ, cudaStream_t stream) {
+    hopper::Device device;
+    cudaError_t const error = hopper::describeDevice(device);
+    if (error != cudaSuccess) return {nullptr, error};
+    bool const onHopper = kFp8 && device.isHopper;
+    Queue const queue = {stream, onHopper};
     auto const* const q = static_cast<T const*>(call.in[0].data);
     auto const* const sums = static_cast<float const*>(call.in[keySums].data);
     auto const* const v = static_cast<T const*>(call.in[2].data);
@@ -140,32 +145,28 @@ Status launchSageAs(SageBuffers const& buffers, LinearBuffers<T> const& branch, 
     };
     dim3 const partials(columns(shape.vector ? 256 : 32), buffers.chunks, depth);
     Status status = enqueue(shape.vector ? channelPartials<T, 8> : channelPartials<T, 1>, partials,
-                            dim3(32, kStatGroups), 0, stream, shape, sums, v, buffers.partials);
+                            dim3(32, kStatGroups), 0, queue, shape, sums, v, buffers.partials);
     if (!status.ok()) return status;
-    status = enqueue(channelStats, dim3(columns(32), depth), dim3(32, kStatGroups), 0, stream, shape,
+    status = enqueue(channelStats, dim3(columns(32), depth), dim3(32, kStatGroups), 0, queue, shape,
                      buffers.chunks, buffers.partials, buffers.stats);
     if (!status.ok()) return status;
     using Packer = SagePacker<T, kBlock, kFp8>;
     status = enqueuePass<T, Packer, kLinear>(
-        shape, call, {buffers.stats, valueMax, buffers.keys, buffers.keyBlocks, buffers.values}, branch.sums, stream);
+        shape, call, {buffers.stats, valueMax, buffers.keys, buffers.keyBlocks, buffers.values}, branch.sums, queue);
     if (!status.ok()) return status;
-    hopper::Device device;
-    cudaError_t const error = hopper::describeDevice(device);
-    if (error != cudaSuccess) return {nullptr, error};
-    bool const onHopper = kFp8 && device.isHopper;
     Linear<T> linear{};
     if constexpr (kLinear) {
-        status = foldLinear(branch, shape, call, weight, onHopper, stream, &linear);
+        status = foldLinear(branch, shape, call, weight, onHopper, queue, &linear);
         if (!status.ok()) return status;
     }
     SageKeys const packed{buffers.keys, buffers.keyBlocks, buffers.values, valueMax};
     auto* const o = static_cast<T*>(call.out[0].data);
     if constexpr (kFp8) {
-        if (onHopper) return wgmma::launch<T, kBlock, kLinear>(shape, q, packed, o, kept, blockQ, linear, stream);
+        if (onHopper) return wgmma::launch<T, kBlock, kLinear>(shape, q, packed, o, kept, blockQ, linear, queue);
     }
     dim3 const grid(ceilDiv(shape.l, blockQ), shape.heads, shape.batch);
     return enqueue(attendSage<T, kBlock, kFp8, kLinear>, grid, blockQ / kWarpQueries * 32,
-                   kSageShared<kBlock, kFp8>, stream, shape, q, packed, o, kept, linear);
+                   kSageShared<kBlock, kFp8>, {stream, false}, shape, q, packed, o, kept, linear);
 }
 
 // The same with the key block and the type of values as attributes say.

@@ -109,6 +109,8 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
         if constexpr (kLinear) hopper::initBarrier(sharedAddress(&shared.state), 1);
         hopper::publishBarriers();
     }
+    // Ahead is the projection of the linear branch, which is for the end, or else the pass over keys and values.
+    if constexpr (!kLinear) followKernelAhead();
     int64_t const firstBlock = (int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * ceilDiv(shape.s, kBlock);
     KeyTiles<kBlock> tiles(kept, kBlock, shape.s, blockIdx.x * kQueries / blockQ, ceilDiv(shape.l, blockQ));
     // By one thread: starts to fill a stage with the next key block.
@@ -149,8 +151,10 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
     Softmax softmax;
     auto& out = reinterpret_cast<float(&)[kHeadDim / 2]>(softmax.out);
     uint64_t const queries = hopper::describe(sharedAddress(shared.queries()));
+    // Whether the next stage was seen to be there, while products were under way.
+    bool isThere = false;
     for (hopper::Ring<kStages> ring; left > 0; --left) {
-        hopper::wait(sharedAddress(&shared.full[ring.stage]), ring.parity);
+        if (!isThere) hopper::wait(sharedAddress(&shared.full[ring.stage]), ring.parity);
         uint64_t const keys = hopper::describe(shared.keys(ring.stage));
         uint64_t const values = hopper::describe<kBlock>(shared.values(ring.stage));
         int32_t products[kTiles][4];
@@ -210,6 +214,7 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
                 }
                 hopper::commitProducts();
             }
+            if (first + kAtOnce == 2) isThere = hopper::isOver(sharedAddress(&shared.full[ring.stage]), ring.parity);
 #pragma unroll
             for (int half = 0; half < kAtOnce; ++half) {
                 if (half + 1 < kAtOnce) {
@@ -233,6 +238,7 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
     Ending& ending = shared.ending();
     if constexpr (kLinear) {
         loadRows(ending.rows, queryRows, firstQuery, kQueries);
+        followKernelAhead();
         fetchLinear(ending, linear, shape, sharedAddress(&shared.state));
     }
     softmax.normalise();
@@ -260,10 +266,10 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
 
 template <class T, int kBlock, bool kLinear>
 Status launch(Shape const& shape, T const* q, SageKeys const& packed, T* o, Kept const& kept, int32_t blockQ,
-              Linear<T> const& linear, cudaStream_t stream) {
+              Linear<T> const& linear, Queue queue) {
     dim3 const grid(ceilDiv(shape.l, kQueries), shape.heads, shape.batch);
     constexpr size_t kBytes = sizeof(Shared<kBlock>) + hopper::kAlignment;
-    return enqueue(attendSage<T, kBlock, kLinear>, grid, hopper::kWarpgroup, kBytes, stream, shape, q, packed, o, kept,
+    return enqueue(attendSage<T, kBlock, kLinear>, grid, hopper::kWarpgroup, kBytes, queue, shape, q, packed, o, kept,
                    blockQ, linear);
 }
 

@@ -52,6 +52,7 @@ template <class T, int kWidth>
 static __global__ void __launch_bounds__(32 * kStatGroups)
     channelPartials(Shape shape, float const* keySums, T const* v, float* partials) {
     __shared__ float groups[kStatGroups][32 * kWidth];
+    followKernelAhead();
     bool const isValues = static_cast<int32_t>(blockIdx.z) >= shape.batch;
     int32_t const batch = isValues ? blockIdx.z - shape.batch : blockIdx.z;
     int64_t const width = shape.width();
@@ -104,6 +105,7 @@ static __global__ void __launch_bounds__(32 * kStatGroups)
 static __global__ void __launch_bounds__(32 * kStatGroups)
     channelStats(Shape shape, int32_t chunks, float const* partials, float* stats) {
     __shared__ float groups[kStatGroups][32];
+    followKernelAhead();
     bool const isValues = static_cast<int32_t>(blockIdx.y) >= shape.batch;
     int64_t const width = shape.width(), channel = int64_t{blockIdx.x} * 32 + threadIdx.x;
     float total = 0.0f;

@@ -110,6 +110,8 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
     uint32_t const state = sharedAddress(&shared.state);
     // Everybody is done with the stages.
     __syncthreads();
+    // The projection of the linear branch.
+    followKernelAhead();
     fetchLinear(ending, linear, shape, state);
     softmax.normalise();
     __syncthreads();
@@ -122,14 +124,14 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, 3)
 // Enqueues the attention of a call, q, k and v its first inputs, that the kernels take; states are in tiles.
 template <class T>
 Status launchSla(Shape const& shape, Call const& call, Kept const& kept, int32_t blockQ, int32_t blockK,
-                 Linear<T> const& linear, cudaStream_t stream) {
+                 Linear<T> const& linear, Queue queue) {
     CUtensorMap maps[2];
     for (int i = 0; i < 2; ++i) {
         cudaError_t const error = mapRows(maps[i], call.in[i + 1].data, shape, shape.s, kSlaKeys);
         if (error != cudaSuccess) return {nullptr, error};
     }
     dim3 const grid(ceilDiv(shape.l, kQueries), shape.heads, shape.batch);
-    return enqueue(attendSla<T>, grid, hopper::kWarpgroup, sizeof(SlaShared) + hopper::kAlignment, stream, shape,
+    return enqueue(attendSla<T>, grid, hopper::kWarpgroup, sizeof(SlaShared) + hopper::kAlignment, queue, shape,
                    static_cast<T const*>(call.in[0].data), maps[0], maps[1], static_cast<T*>(call.out[0].data), kept,
                    blockQ, blockK, linear);
 }

@@ -121,23 +121,18 @@ struct Tag {
 template <class Launch>
 Status withType(DType type, Launch&& launch) {
     switch (type) {
-        case DType::kF32: launch(Tag<float>{}); break;
-        case DType::kBF16: launch(Tag<__nv_bfloat16>{}); break;
-        case DType::kF16: launch(Tag<__half>{}); break;
+        case DType::kF32: return launch(Tag<float>{});
+        case DType::kBF16: return launch(Tag<__nv_bfloat16>{});
+        case DType::kF16: return launch(Tag<__half>{});
         default: return {"`T` must be f32, bf16 or f16"};
     }
-    return {nullptr, cudaGetLastError()};
 }
 
 // `launch` with the element type and with whether its accesses are wide.
 template <class Launch>
 Status withAccess(DType type, bool wide, Launch&& launch) {
     return withType(type, [&](auto tag) {
-        if (wide) {
-            launch(tag, std::true_type{});
-        } else {
-            launch(tag, std::false_type{});
-        }
+        return wide ? launch(tag, std::true_type{}) : launch(tag, std::false_type{});
     });
 }
 

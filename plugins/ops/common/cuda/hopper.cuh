@@ -14,6 +14,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "overlap.cuh"
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define TURBO_HOPPER 1
 #else
@@ -53,6 +55,21 @@ __device__ __forceinline__ void arrive(uint32_t barrier) {
 __device__ __forceinline__ void expectBytes(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                  : "memory");
+}
+
+// Whether the phase of this parity is over.
+__device__ __forceinline__ bool isOver(uint32_t barrier, uint32_t parity) {
+    uint32_t over;
+    asm volatile(
+        "{\n"
+        ".reg .pred over;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+        "selp.b32 %0, 1, 0, over;\n"
+        "}"
+        : "=r"(over)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return over != 0;
 }
 
 // Waits until the phase of this parity is over.
@@ -385,6 +402,12 @@ inline cudaError_t describeDevice(Device& device) {
 #else
     return cudaSuccess;
 #endif
+}
+
+// Where kernels that wait for the one ahead are enqueued: they begin early on Hopper.
+inline Queue behind(cudaStream_t stream) {
+    Device device;
+    return {stream, describeDevice(device) == cudaSuccess && device.isHopper};
 }
 
 // A tensor of bytes as the copy engine sees it: `sizes` and, from the second axis on, `strides` in bytes, innermost

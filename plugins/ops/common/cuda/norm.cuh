@@ -158,13 +158,9 @@ Status withRow(DType type, bool wide, int64_t width, Launch&& launch) {
         if constexpr (kAccess && sizeof(T) == 2) {
             if (width <= WarpRow<T>::kWidest) return launch(Tag<WarpRow<T>>{});
         }
-        if (width <= kRowThreadsMax * 8) {
-            launch(Tag<Row<T, kLanes, kAccess, 8>>{});
-        } else if (width <= kRowThreadsMax * 16) {
-            launch(Tag<Row<T, kLanes, kAccess, 16>>{});
-        } else {
-            launch(Tag<Row<T, kLanes, kAccess, kHeldMax>>{});
-        }
+        if (width <= kRowThreadsMax * 8) return launch(Tag<Row<T, kLanes, kAccess, 8>>{});
+        if (width <= kRowThreadsMax * 16) return launch(Tag<Row<T, kLanes, kAccess, 16>>{});
+        return launch(Tag<Row<T, kLanes, kAccess, kHeldMax>>{});
     });
 }
 

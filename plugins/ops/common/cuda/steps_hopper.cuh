@@ -90,6 +90,7 @@ __device__ __forceinline__ void run(CUtensorMap const& x, WeightMaps<kLinears> c
         hopper::publishBarriers();
     }
     __syncthreads();
+    followKernelAhead();
 
     int32_t const tiles = tile::count<kRows, kLinears>(sizes);
     // The same in all lanes, which the compiler cannot know.
@@ -130,6 +131,9 @@ Status launch(void (*kernel)(CUtensorMap, WeightMaps<kLinears>, P...), void cons
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = static_cast<size_t>(shared);
     config.stream = stream;
+    cudaLaunchAttribute early = beginEarly();
+    config.attrs = &early;
+    config.numAttrs = 1;
     return launched(cudaLaunchKernelEx(&config, kernel, mapX, mapsW, P(arguments)...));
 }
 
