@@ -13,6 +13,8 @@ enum Bound {
     Case,
     /// What the case says, and this relative error more with bf16 and f16.
     More { bf16: f64, f16: f64 },
+    /// What the case says, and this relative error more.
+    Always(f64),
 }
 
 /// Rounding to nearest moves a value by up to 2^-9 of it in bf16 and 2^-12 in f16; this is about two of those.
@@ -79,7 +81,12 @@ const TABLE: &[Row] = &[
         Bound::Case,
         "nothing between linear and quantisation is rounded to T",
     ),
-    row("TurboW8A8LinearQuantize", "ys", Bound::Case, "scales are f32"),
+    row(
+        "TurboW8A8LinearQuantize",
+        "ys",
+        Bound::Always(5e-4),
+        "for outputs in eight bits the tanh of GELU is the GPU's own, which is good to 2^-11",
+    ),
     row("TurboW8A8LinearResidual", "y", ROUNDED, "sums are f32; the output is rounded"),
 ];
 
@@ -102,6 +109,7 @@ pub fn tolerance(op: &Op, output: usize, case: Tol, activation: Element, against
         (_, Tol::OffByOne(share, because)) => Tol::OffByOne(times * share, because),
         (_, Tol::E4m3(bound, because)) => Tol::E4m3(times * bound, because),
         (Bound::Case, Tol::Rel(bound, because)) => Tol::Rel(times * bound, because),
+        (Bound::Always(more), Tol::Rel(bound, _)) => Tol::Rel(times * bound + more, row.because),
         (Bound::More { bf16, f16 }, Tol::Rel(bound, because)) => match activation {
             Element::Bf16 => Tol::Rel(times * bound + bf16, row.because),
             Element::F16 => Tol::Rel(times * bound + f16, row.because),
@@ -134,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn every_case_has_a_tolerance_that_only_rounding_loosens() {
+    fn every_case_has_a_tolerance_that_rounding_and_one_tanh_loosen() {
         for op in ALL {
             for case in (op.cases)() {
                 for (output, (def, &own)) in op.outputs.iter().zip(&case.tol).enumerate() {
@@ -143,7 +151,8 @@ mod tests {
                         limit(found)
                     };
                     let [single, bf16, half] = [Element::F32, Element::Bf16, Element::F16].map(of);
-                    assert!(single <= limit(own), "{} {}", op.name, def.name);
+                    let own_tanh = op.name == "TurboW8A8LinearQuantize" && def.name == "ys";
+                    assert_eq!(single > limit(own), own_tanh, "{} {}", op.name, def.name);
                     assert!(half <= bf16 && bf16 <= 2e-2, "{} {}", op.name, def.name);
                     let rounded = def.ty == Ty::T || def.name == "sums";
                     assert_eq!(bf16 > single, rounded, "{} {}", op.name, def.name);

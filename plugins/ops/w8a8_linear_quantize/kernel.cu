@@ -17,7 +17,8 @@ struct Quantize : w8a8::NothingAhead {
         constexpr int32_t kWidth = Tile::template kRun<int8_t>;
         float amax = 1e-8f;
         tile.template change<kWidth>([&](int32_t, int32_t column, int32_t valid, float (&values)[kWidth]) {
-            w8a8::finish<Tile::kWide>(values, x, column, valid);
+            w8a8::addBias<Tile::kWide>(values, x, column, valid);
+            if (x.gelu) w8a8::geluTanhForBytes(values);
 #pragma unroll
             for (int32_t i = 0; i < kWidth; ++i) {
                 if (i < valid) amax = fmaxf(amax, fabsf(values[i]));

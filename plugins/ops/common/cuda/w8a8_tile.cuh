@@ -17,8 +17,9 @@
 //
 // Before the products, `prefetch(place, n, row)` asks L2 for what the epilogue is going to read of a row of the tile.
 //
-// An epilogue may need kWholeBlocks of outputs at a time, 128 x 128. It may serve kLinears linears of the same rows and
-// sizes in one launch: `operands(x, i)` are those of one of them, and `weights[i]` its weights, for the host.
+// An epilogue may need kWholeBlocks of outputs at a time, 128 x 128, and it says whether it kReadsMore than a bias. It may
+// serve kLinears linears of the same rows and sizes in one launch: `operands(x, i)` are those of one of them, and
+// `weights[i]` its weights, for the host.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -32,7 +33,8 @@ namespace turbo::w8a8 {
 
 // Tiles are made of blocks of the scales, or are half of one: rows that are multiplied together have one scale.
 using tile::kBlock;
-using tile::aligned, tile::checkSizes, tile::geluTanh, tile::load, tile::Place, tile::place, tile::store;
+using tile::aligned, tile::checkSizes, tile::geluTanh, tile::geluTanhForBytes;
+using tile::load, tile::Place, tile::place, tile::store;
 
 struct Weights {
     int8_t const* w;    // [n, k]
@@ -65,11 +67,13 @@ __device__ __forceinline__ T pick(int32_t index, T const (&all)[kCount]) {
 struct OneLinear {
     static constexpr int32_t kLinears = 1;
     static constexpr bool kWholeBlocks = false;
+    static constexpr bool kReadsMore = true;
     __device__ static Operands const& operands(Operands const& x, int32_t) { return x; }
 };
 
 // Of epilogues that read no more than a bias.
 struct NothingAhead : OneLinear {
+    static constexpr bool kReadsMore = false;
     __device__ void prefetch(Place const&, int32_t, int32_t) const {}
 };
 
