@@ -180,25 +180,33 @@ __global__ void __launch_bounds__(hopper::kWarpgroup, kBlock == 64 ? 4 : 3)
         hopper::waitProducts<0>();
         hopper::settle(sumsOfProducts);
 
-        // Of three integers the GPU finds the greatest at once, of floats of two.
-        maskKeys(products, keysLeft, INT_MIN);
-        float scores[kTiles][4], tops[2], shrink[2];
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            int32_t top = INT_MIN;
-#pragma unroll
-            for (int n = 0; n < kTiles; ++n) top = __vimax3_s32(top, products[n][2 * r], products[n][2 * r + 1]);
-            tops[r] = __int2float_rn(top);
-        }
-#pragma unroll
-        for (int i = 0; i < kTiles * 4; ++i) scores[i / 4][i % 4] = __int2float_rn(products[i / 4][i % 4]);
-        // The least integer times a small factor is not far enough from the others.
-        maskKeys(scores, keysLeft);
-        softmax.probabilities(scores, tops, shrink, factor, kFp8Offset, [](float p) { return p; });
+        // Of three integers the GPU finds the greatest at once, of floats of two. Only the last block may lack keys: a
+        // branch amid all this would keep conversions from filling the wait for the other lanes' maxima.
         uint32_t p[kSteps][4];
+        float shrink[2];
+        auto const weigh = [&](auto lacksKeys) {
+            if constexpr (decltype(lacksKeys)::value) maskKeys(products, keysLeft, INT_MIN);
+            float scores[kTiles][4], tops[2];
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i) packProbabilitiesE4m3(p[i], scores, i);
-
+            for (int r = 0; r < 2; ++r) {
+                int32_t top = INT_MIN;
+#pragma unroll
+                for (int n = 0; n < kTiles; ++n) top = __vimax3_s32(top, products[n][2 * r], products[n][2 * r + 1]);
+                tops[r] = __int2float_rn(top);
+            }
+#pragma unroll
+            for (int i = 0; i < kTiles * 4; ++i) scores[i / 4][i % 4] = __int2float_rn(products[i / 4][i % 4]);
+            // The least integer times a small factor is not far enough from the others.
+            if constexpr (decltype(lacksKeys)::value) maskKeys(scores, keysLeft);
+            softmax.probabilities(scores, tops, shrink, factor, kFp8Offset, [](float p) { return p; });
+#pragma unroll
+            for (int i = 0; i < kSteps; ++i) packProbabilitiesE4m3(p[i], scores, i);
+        };
+        if (keysLeft < kBlock) {
+            weigh(std::true_type{});
+        } else {
+            weigh(std::false_type{});
+        }
         hopper::settle(p);
 #pragma unroll
         for (int first = 0; first < 2; first += kAtOnce) {
